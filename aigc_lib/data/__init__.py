@@ -1,0 +1,1 @@
+"""Embedded data sets: generated from a seed or already installed, never downloaded."""

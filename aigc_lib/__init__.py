@@ -1,0 +1,24 @@
+"""The shared library of the course "AIGC from First Principles".
+
+Map of the package (a learner can read all of it in a weekend):
+
+    device       choose a device and dtype, seed everything, limit threads
+    doctor       `python -m aigc_lib.doctor`: what this machine can run
+    check        how a chapter proves a claim: identities, matches, bands
+    plotting     palette, grids, curves
+    checkpoint   atomic save and load of tensors and JSON; nothing is ever unpickled
+    train        the training loop, a generator of Step records
+    ops          functions on tensors: formula, reference, dispatch
+    layers       modules shared by two or more models
+    models       one family per file: a config and its modules
+    data         embedded data sets, made or already installed, one file per modality
+
+Shape letters, the same everywhere:
+
+    B batch        T tokens or time    M memory tokens (keys of another sequence)
+    C channels     H heads             K head width          V vocabulary
+    D data dims    Z latent            Y X image rows and columns
+    S sampling steps                   N rows                G groups
+
+Importing this package has no side effects and needs neither CUDA nor Triton.
+"""

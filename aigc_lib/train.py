@@ -1,0 +1,286 @@
+"""The training loop, written once: a generator that yields a Step after every update.
+
+    for step in train.run(loss_fn, model, optimizer, steps=1000):
+        losses.append(step.loss)
+
+The caller keeps the control: it draws curves, stops with `break`, or presses Ctrl-C, and the model
+always holds the weights of the last whole step.
+"""
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_lib import checkpoint as files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one update did.
+
+    Attributes:
+        index: number of the step, from 0.
+        loss: the loss before the update, in the unit of the loss function.
+        lr: learning rate of the first parameter group.
+        grad_norm: Euclidean norm of all gradients together, before clipping.
+    """
+
+    index: int
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss or gradient is NaN or infinite; the weights are those before this step."""
+
+
+class EMA:
+    """An exponential moving average of a model's weights: m ← decay·m + (1 − decay)·θ.
+
+    Source: Polyak and Juditsky 1992 average the iterates; this is the exponentially weighted form.
+    Derived: —
+
+    Attributes:
+        model: the averaged copy, for evaluation.
+        decay: from 0 (the weights themselves) to below 1; about 1 / (1 − decay) steps count.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | int):
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected a decay in [0, 1), got {decay}")
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model; buffers are copied.
+
+        Args:
+            model: of the same architecture as the average.
+        """
+        for mean, now in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(now, 1 - self.decay)
+        for mean, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            mean.copy_(now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a run keeps its state, and the generators that its loss function draws from.
+
+    Attributes:
+        path: the file; a run that finds it there goes on from it.
+        generators: by name, each generator the loss function owns; without them a resumed run
+            would draw other batches.
+    """
+
+    path: str | Path
+    generators: dict[str, torch.Generator] = field(default_factory=dict)
+
+
+def warmup_cosine(steps: int, *, warmup: int = 0, end: float | int = 0.0) -> Callable[[int], float]:
+    """A schedule: rise linearly over `warmup` steps, then fall along half a cosine to `end`.
+
+    Source: Loshchilov and Hutter 2017, equation 5, without restarts.
+    Derived: —
+
+    Args:
+        steps: length of the run, more than `warmup`.
+        warmup: number of rising steps.
+        end: factor that the cosine falls to.
+
+    Returns:
+        A function from the step's index to the factor on the optimizer's learning rate.
+
+    Raises:
+        ValueError: the warm-up does not fit into the run.
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f"expected 0 <= warmup < steps, got warmup {warmup} and steps {steps}")
+
+    def factor(index: int) -> float:
+        if index < warmup:
+            return (index + 1) / warmup
+        progress = min(1.0, (index - warmup) / (steps - warmup))
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def run(
+    loss_fn: Callable[[int], Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    schedule: Callable[[int], float | int] | None = None,
+    clip: float | int | None = None,
+    ema: EMA | None = None,
+    checkpoint: Checkpoint | None = None,
+    save_every: int | None = None,
+) -> Iterator[Step]:
+    """Train one model: θ ← optimizer(θ, ∇θ loss), for a fixed number of steps.
+
+    The finite check comes before the update and the yield after it. With a checkpoint the state
+    (weights, optimizer, average, generators) is saved every `save_every` steps, at the end, and on
+    Ctrl-C or `break`; a run that finds the file goes on from there, on a CPU bit for bit as if it
+    had never stopped.
+
+    Source: Robbins and Monro 1951, the stochastic approximation that every optimizer here refines.
+    Derived: 00_start_here eq-sgd
+
+    Args:
+        loss_fn: from the step's index to a scalar; it makes its own batch.
+        model: the module whose weights the optimizer holds.
+        optimizer: any torch optimizer over the model's parameters.
+        steps: in all, those of an earlier, resumed run included.
+        schedule: from the step's index to a factor on each group's learning rate.
+        clip: largest norm of all gradients together.
+        ema: updated after each step.
+        checkpoint: where the state is kept.
+        save_every: number of steps between two saves; None saves only at the end or on a stop.
+
+    Yields:
+        One record per step, after the update.
+
+    Raises:
+        NonFiniteLoss: with the step's number; the weights are those before it.
+        CheckpointError: the file there is not a checkpoint of this model.
+        ValueError: a setting is out of range, or the loss is not a scalar.
+    """
+    _validate(steps, clip, checkpoint, save_every)
+    state = _State(model, optimizer, ema, checkpoint)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        for index in range(state.restore(), steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (schedule(index) if schedule else 1.0)
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_fn(index)
+            _require_finite(loss, index, "loss")
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            _require_finite(norm, index, "gradient")
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            with _interrupts_wait():
+                optimizer.step()
+                if ema is not None:
+                    ema.update(model)
+                state.completed(index + 1)
+            if index + 1 == steps or (save_every and (index + 1) % save_every == 0):
+                state.save()
+            lr = optimizer.param_groups[0]["lr"]
+            yield Step(index=index, loss=loss.item(), lr=lr, grad_norm=norm.item())
+    except (KeyboardInterrupt, GeneratorExit):
+        state.save()
+        raise
+
+
+class _State:
+    """Everything that a resumed run needs, as of the last whole step."""
+
+    def __init__(self, model, optimizer, ema, checkpoint):
+        self.model, self.optimizer, self.ema, self.checkpoint = model, optimizer, ema, checkpoint
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.steps = self.saved = 0
+
+    def completed(self, steps: int) -> None:
+        self.steps = steps
+        if self.checkpoint is not None:
+            # An interrupted forward pass may draw numbers and move running statistics.
+            self.random = {k: g.get_state() for k, g in self.checkpoint.generators.items()}
+            self.rng = files.rng_state()
+            self.buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+
+    def save(self) -> None:
+        if self.checkpoint is None or self.steps == self.saved:
+            return
+        tree: dict[str, Any] = {
+            "steps": self.steps,
+            "model": {**self.model.state_dict(), **self._persistent_buffers()},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema is not None else None,
+            "generators": self.random,
+            "rng": self.rng,
+        }
+        files.save(self.checkpoint.path, tree)
+        self.saved = self.steps
+
+    def restore(self) -> int:
+        if self.checkpoint is None or not Path(self.checkpoint.path).exists():
+            return 0
+        path, generators = self.checkpoint.path, self.checkpoint.generators
+        tree = files.load(path)
+        try:
+            self.model.load_state_dict(tree["model"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+            if (self.ema is None) != (tree["ema"] is None):
+                raise ValueError("one of the two runs has an EMA, the other has none")
+            if self.ema is not None:
+                self.ema.model.load_state_dict(tree["ema"])
+            if generators.keys() != tree["generators"].keys():
+                raise ValueError(f"generators {sorted(tree['generators'])}")
+            for name, generator in generators.items():
+                generator.set_state(tree["generators"][name])
+            files.set_rng_state(tree["rng"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise files.CheckpointError(
+                f"{path}: expected a checkpoint of this run, got another ({error}); "
+                "name another file, or delete it to start anew"
+            ) from error
+        self.completed(tree["steps"])
+        self.saved = self.steps
+        return self.steps
+
+    def _persistent_buffers(self) -> dict[str, Tensor]:
+        names = self.model.state_dict().keys()
+        return {name: b for name, b in self.buffers.items() if name in names}
+
+
+def _validate(steps, clip, checkpoint, save_every) -> None:
+    if steps < 1:
+        raise ValueError(f"expected steps >= 1, got {steps}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"expected clip > 0, got {clip}")
+    if save_every is not None and save_every < 1:
+        raise ValueError(f"expected save_every >= 1, got {save_every}")
+    if save_every is not None and checkpoint is None:
+        raise ValueError("expected a checkpoint to go with save_every, got None")
+
+
+def _require_finite(value: Tensor, index: int, what: str) -> None:
+    if value.ndim != 0:
+        raise ValueError(f"expected a scalar {what}, got shape {tuple(value.shape)}")
+    if not math.isfinite(value.item()):
+        raise NonFiniteLoss(
+            f"step {index}: expected a finite {what}, got {value.item()}; "
+            "the weights are those before this step"
+        )
+
+
+@contextlib.contextmanager
+def _interrupts_wait():
+    """Hold Ctrl-C back while the weights are between two states."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen = []
+    previous = signal.signal(signal.SIGINT, lambda *_: seen.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if seen:
+        signal.raise_signal(signal.SIGINT)

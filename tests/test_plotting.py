@@ -1,0 +1,62 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from aigc_lib import plotting
+from aigc_lib.data import toy2d
+
+
+@pytest.fixture(autouse=True)
+def _canvas():
+    mpl.use("agg")
+    with mpl.rc_context():
+        yield
+    plt.close("all")
+
+
+def test_the_style_is_opaque_and_uses_the_palette():
+    plotting.use_style()
+    assert plt.rcParams["figure.facecolor"] == "white"
+    assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == list(plotting.PALETTE.values())
+
+
+def test_palette_colours_stay_apart():
+    rgb = np.array([mpl.colors.to_rgb(c) for c in plotting.PALETTE.values()])
+    distance = np.linalg.norm(rgb[:, None] - rgb, axis=2) + np.eye(len(rgb))
+    assert distance.min() > 0.25
+
+
+def test_density_is_drawn_upright():
+    """The top half of the plane is the top of the picture."""
+    _, (ax,) = plotting.panels(["density"])
+    points, _ = toy2d.grid(10)
+    plotting.density(ax, lambda x: torch.where(x[:, 1] > 0, 0.0, -50.0), points)
+    picture = ax.images[0]
+    assert picture.origin == "lower"
+    assert picture.get_array()[5:].min() > picture.get_array()[:5].max()
+    assert ax.get_xlabel() == "$x_1$"
+    assert ax.get_ylabel() == "$x_2$"
+
+
+def test_scatter_draws_every_point_on_its_axis():
+    _, (ax,) = plotting.panels(["points"])
+    plotting.scatter(ax, torch.tensor([[1.0, 2.0], [3.0, -1.0]]), half_width=3.5)
+    assert ax.lines[0].get_xdata().tolist() == [1, 3]
+    assert ax.lines[0].get_ydata().tolist() == [2, -1]
+
+
+def test_curve_averages_whole_windows():
+    _, (ax,) = plotting.panels(["curve"])
+    plotting.curve(ax, [1.0, 3.0, 5.0, 7.0, 9.0], label="loss", color="blue", smooth=2)
+    assert ax.lines[0].get_ydata().tolist() == [2, 6]
+    assert ax.lines[0].get_xdata().tolist() == [1, 3]
+
+
+def test_bad_input_is_named():
+    _, (ax,) = plotting.panels(["curve"])
+    with pytest.raises(ValueError, match="expected 1 <= smooth <= 1 values, got 2"):
+        plotting.curve(ax, [1.0], label="loss", color="blue", smooth=2)
+    with pytest.raises(ValueError, match="expected titles that fill 2 rows, got 3"):
+        plotting.panels(["a", "b", "c"], rows=2)
