@@ -141,7 +141,7 @@ def same_function(
     Raises:
         ClaimFailed: an output or a gradient differs, or a gradient is zero.
     """
-    claim = f"{_name(teaching)} and {_name(library)}"
+    claim = f"{_name(teaching, 'the teaching form')} and {_name(library, 'the library form')}"
     ours, theirs = (_outputs_and_gradients(f, {}, inputs, claim, seed) for f in (teaching, library))
     return _compare(claim, ours, theirs, tol, "same outputs and gradients")
 
@@ -169,7 +169,7 @@ def same_module(
         ClaimFailed: names or shapes of parameters differ, an output or a gradient differs, or a
             gradient is zero.
     """
-    claim = f"{_name(teaching)} and {_name(library)}"
+    claim = f"{_name(teaching, 'the teaching form')} and {_name(library, 'the library form')}"
     teaching, library = (copy.deepcopy(module).double() for module in (teaching, library))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -211,15 +211,15 @@ def _require(holds: bool, claim: str, otherwise: str) -> None:
         raise ClaimFailed(f"{claim}: {otherwise}")
 
 
-def _name(thing: Any) -> str:
+def _name(thing: Any, if_nameless: str) -> str:
     if isinstance(thing, nn.Module):
         return type(thing).__name__
-    name = getattr(thing, "__name__", type(thing).__name__)
-    return "the teaching form" if name == "<lambda>" else name
+    name = getattr(thing, "__name__", "<lambda>")
+    return if_nameless if name == "<lambda>" else name
 
 
 def _tensor(value: Any) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     return tensor.detach().to("cpu", torch.float64)
 
 

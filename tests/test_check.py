@@ -16,6 +16,10 @@ def test_identity_is_relative_above_one_and_absolute_below():
         check.identity("small", [0.001], [0.003], tol=1e-3)
 
 
+def test_plain_numbers_keep_their_double_precision():
+    assert check.identity("0.1", torch.tensor(0.1, dtype=torch.float64), 0.1, tol=1e-15) == 0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_identity_never_accepts_a_number_that_is_not_finite(bad):
     with pytest.raises(check.ClaimFailed, match="expected finite numbers"):
@@ -57,9 +61,9 @@ def test_monte_carlo_looks_at_every_component(generator):
 
 
 def test_monte_carlo_of_a_constant(generator):
-    assert check.monte_carlo("constant", torch.full((10,), 0.1), 0.1, shift=1) == 0
+    assert check.monte_carlo("constant", torch.full((10,), 0.5), 0.5, shift=1) == 0
     with pytest.raises(check.ClaimFailed):
-        check.monte_carlo("constant", torch.full((10,), 0.1), 0.2)
+        check.monte_carlo("constant", torch.full((10,), 0.5), 0.6)
 
 
 def test_band_includes_its_limits_and_rejects_nan(capsys):
@@ -81,6 +85,15 @@ def test_same_function_accepts_two_forms_and_rejects_a_wrong_gradient(generator)
 
     with pytest.raises(check.ClaimFailed, match="gradient of input 0"):
         check.same_function(lambda x: x.softmax(0), detached, x)
+
+
+def test_same_function_names_both_forms(generator, capsys):
+    x = torch.randn(5, generator=generator)
+    check.same_function(lambda x: x * x, torch.square, x)
+    check.same_function(torch.square, lambda x: x * x, x)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("the teaching form and square: same outputs and gradients")
+    assert second.startswith("square and the library form: same outputs and gradients")
 
 
 def test_same_function_demands_a_gradient(generator):

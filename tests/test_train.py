@@ -14,7 +14,7 @@ from aigc_lib import checkpoint, train
 
 
 class Problem:
-    """A regression with all that a resume must restore: dropout, running statistics, a generator."""
+    """A regression with all that a resume must restore: dropout, statistics, a generator."""
 
     def __init__(self, path=None, *, ema=None, steps=12, save_every=None):
         torch.manual_seed(0)
