@@ -142,7 +142,7 @@ def run(
     Args:
         loss_fn: from the step's index to a scalar; it makes its own batch.
         model: the module whose weights the optimizer holds.
-        optimizer: any torch optimizer over the model's parameters.
+        optimizer: any torch optimizer over the model's parameters whose step needs no closure.
         steps: in all, those of an earlier, resumed run included.
         schedule: from the step's index to a factor on each group's learning rate.
         clip: largest norm of all gradients together.

@@ -37,8 +37,8 @@ class AutoregressiveMDN(nn.Module):
 
     where π, μ, log σ are outputs of a perceptron that sees the coordinates before d alone.
 
-    Source: Bishop 1994, equations 22-28 (mixture density network); Uria, Murray and Larochelle
-    2013, equations 1 and 6-9 (RNADE; there the conditionals share weights, here each has its own).
+    Source: Bishop 1994, equations 22 to 28 (mixture density network); Uria, Murray and Larochelle
+    2013, section 3 (RNADE; there the conditionals share weights, here each has its own).
     Derived: 00_start_here eq-mdn
     """
 

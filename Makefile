@@ -1,0 +1,35 @@
+# Every target sets up .venv by itself; the second time that takes no time.
+PYTHON ?= python3
+COURSE = @$(PYTHON) tools/bootstrap.py -m
+
+.PHONY: help lab test check run refresh book lint doctor clean
+
+help: ## what each target does (this list)
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' Makefile | expand -t 18
+
+lab: ## study: JupyterLab on study/, your copy of the chapters [PORT=8888] [TORCH_INDEX=…]
+	$(COURSE) tools.lab --port "$(PORT)"
+
+test: ## everything: lint, unit tests, every chapter executed and its proofs compared
+	$(COURSE) tools.suite
+
+check: ## the quick version: lint, unit tests without a browser, one chapter [CHAPTER=00]
+	$(COURSE) tools.suite --only check --chapter "$(CHAPTER)"
+
+run: ## execute one chapter without a browser: CHAPTER=00 [RUN=minute|coffee|gpu]
+	$(COURSE) tools.run --chapter "$(CHAPTER)" --tier "$(RUN)"
+
+refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
+	$(COURSE) tools.refresh --chapter "$(CHAPTER)"
+
+book: ## render the book into _build/html/
+	$(COURSE) tools.site
+
+lint: ## ruff on code and notebooks, pydoclint on docstrings
+	$(COURSE) tools.suite --only lint
+
+doctor: ## what this machine can run
+	$(COURSE) aigc_lib.doctor
+
+clean: ## remove what the targets above have made, but neither .venv nor study/
+	rm -rf build _build .pytest_cache .ruff_cache

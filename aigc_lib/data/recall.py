@@ -1,0 +1,179 @@
+"""Associative recall: facts "key: value" are stated, then every key is asked for its value.
+
+The binding is drawn anew for each sequence, so nothing can be learned by heart; it has to be looked
+up in the sequence. Keys and values of one sequence are all different.
+
+With n symbols the vocabulary has 3n + 1 tokens: n keys, n values, a blank, and n second keys, which
+ask for a second value in the same question.
+"""
+
+import string
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallBatch:
+    """Sequences of facts and questions; the questions are the last N positions.
+
+    Attributes:
+        tokens: (B, T, F); F tokens share each position.
+        answers: (B, N, A); the A values asked for by each question, as numbers from 0 to n − 1.
+        sources: (B, N, A); the positions at which these values stand.
+    """
+
+    tokens: Int[Tensor, "B T F"]
+    answers: Int[Tensor, "B N A"]
+    sources: Int[Tensor, "B N A"]
+
+
+def joined(
+    batch_size: int, generator: torch.Generator, *, pairs: int = 8, symbols: int = 16
+) -> RecallBatch:
+    """Key and value share a position: (a 3)(b 7)(c 1) (b ·)(c ·)(a ·), answers 7 1 3.
+
+    Source: Arora et al. 2023, "Zoology", section 3 (multi-query associative recall).
+    Derived: 11_attention eq-recall
+
+    Args:
+        batch_size: B, at least 1.
+        generator: the only source of randomness; the tensors are made on its device.
+        pairs: N, facts in a sequence and questions after them.
+        symbols: n ≥ N, from which keys and values are drawn.
+
+    Returns:
+        Sequences of T = 2N positions with F = 2 tokens each, A = 1 answer per question.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    keys, values = _facts(batch_size, generator, pairs, symbols)
+    asked = _permutations(batch_size, pairs, generator)
+    facts = torch.stack([keys, symbols + values], 2)
+    blank = torch.full_like(asked, 2 * symbols)
+    questions = torch.stack([keys.gather(1, asked), blank], 2)
+    return RecallBatch(
+        tokens=torch.cat([facts, questions], 1),
+        answers=values.gather(1, asked)[:, :, None],
+        sources=asked[:, :, None],
+    )
+
+
+def two_keys(
+    batch_size: int, generator: torch.Generator, *, pairs: int = 8, symbols: int = 16
+) -> RecallBatch:
+    """Each question names two keys and wants both values in order: (a 3)(b 7) (b a), answer 7, 3.
+
+    Every key is asked once as the first and once as the second of a question.
+
+    Source: —
+    Derived: 11_attention eq-one-head
+
+    Args:
+        batch_size: B, at least 1.
+        generator: the only source of randomness; the tensors are made on its device.
+        pairs: N ≥ 2, facts in a sequence and questions after them.
+        symbols: n ≥ N, from which keys and values are drawn.
+
+    Returns:
+        Sequences of T = 2N positions with F = 2 tokens each, A = 2 answers per question.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    if pairs < 2:
+        raise ValueError(f"expected pairs >= 2, got {pairs}")
+    keys, values = _facts(batch_size, generator, pairs, symbols)
+    first = _permutations(batch_size, pairs, generator)
+    second = first.roll(1, 1)
+    facts = torch.stack([keys, symbols + values], 2)
+    questions = [keys.gather(1, first), 2 * symbols + 1 + keys.gather(1, second)]
+    return RecallBatch(
+        tokens=torch.cat([facts, torch.stack(questions, 2)], 1),
+        answers=torch.stack([values.gather(1, first), values.gather(1, second)], 2),
+        sources=torch.stack([first, second], 2),
+    )
+
+
+def interleaved(
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    pairs: int = 8,
+    symbols: int = 16,
+    gaps: int = 8,
+) -> RecallBatch:
+    """The value stands one position after its key: · a 3 b 7 · · c 1 · b c a, answers 7 1 3.
+
+    Blanks between the facts keep a model from learning at which positions values stand.
+
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", the pattern [A][B] … [A]
+    that is continued with [B].
+    Derived: 11_attention eq-induction
+
+    Args:
+        batch_size: B, at least 1.
+        generator: the only source of randomness; the tensors are made on its device.
+        pairs: N, facts in a sequence and questions after them.
+        symbols: n ≥ N, from which keys and values are drawn.
+        gaps: blanks, spread at random between the facts.
+
+    Returns:
+        Sequences of T = 3N + gaps positions with F = 1 token each, A = 1 answer per question.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    if gaps < 0:
+        raise ValueError(f"expected gaps >= 0, got {gaps}")
+    keys, values = _facts(batch_size, generator, pairs, symbols)
+    asked = _permutations(batch_size, pairs, generator)
+    # Facts and blanks in random order, a fact counted once; each earlier fact then adds a position.
+    order = _permutations(batch_size, pairs + gaps, generator)[:, :pairs].sort(1).values
+    starts = order + torch.arange(pairs, device=order.device)
+    facts = order.new_full((batch_size, 2 * pairs + gaps), 2 * symbols)
+    facts.scatter_(1, starts, keys).scatter_(1, starts + 1, symbols + values)
+    return RecallBatch(
+        tokens=torch.cat([facts, keys.gather(1, asked)], 1)[:, :, None],
+        answers=values.gather(1, asked)[:, :, None],
+        sources=(starts + 1).gather(1, asked)[:, :, None],
+    )
+
+
+def vocabulary(symbols: int = 16) -> list[str]:
+    """A name for each token: keys a b c …, values 0 1 2 …, the blank ·, second keys a b c ….
+
+    Args:
+        symbols: n, from 1 to 26.
+
+    Returns:
+        3n + 1 names, in the order of the tokens.
+
+    Raises:
+        ValueError: there are not that many letters.
+    """
+    if not 1 <= symbols <= 26:
+        raise ValueError(f"expected 1 to 26 symbols, got {symbols}")
+    keys = list(string.ascii_lowercase[:symbols])
+    return [*keys, *map(str, range(symbols)), "·", *keys]
+
+
+def _facts(
+    batch_size: int, generator: torch.Generator, pairs: int, symbols: int
+) -> tuple[Tensor, Tensor]:
+    if batch_size < 1 or not 1 <= pairs <= symbols:
+        raise ValueError(
+            f"expected batch_size >= 1 and 1 <= pairs <= symbols, got {batch_size}, {pairs} and "
+            f"{symbols}"
+        )
+    keys = _permutations(batch_size, symbols, generator)[:, :pairs]
+    values = _permutations(batch_size, symbols, generator)[:, :pairs]
+    return keys, values
+
+
+def _permutations(batch_size: int, size: int, generator: torch.Generator) -> Tensor:
+    noise = torch.rand(batch_size, size, generator=generator, device=generator.device)
+    return noise.argsort(1)

@@ -1,0 +1,1 @@
+"""Modules and codes that two or more models share."""

@@ -1,0 +1,1 @@
+"""Functions on tensors, one file per op: the formula, a plain reference, and the dispatch."""

@@ -1,0 +1,132 @@
+"""A copy of the course to render, the book made from it, a JupyterLab on it, and a browser."""
+
+import functools
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import sample
+from playwright.sync_api import sync_playwright
+
+from tools import ROOT, site
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail where AIGC_REQUIRE_BROWSER=1 says that everything must run."""
+    if os.environ.get("AIGC_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{reason}, and AIGC_REQUIRE_BROWSER=1")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory) -> Path:
+    """A copy of the repository with the sample as one more chapter."""
+    root = tmp_path_factory.mktemp("course")
+    for folder in ("tools", "site", "chapters"):
+        shutil.copytree(ROOT / folder, root / folder)
+    for file, more in (("book.toml", sample.MANIFEST), ("references.bib", sample.REFERENCE)):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        (root / file).write_text(text + more, encoding="utf-8")
+    sample.put(root / "chapters")
+    home = site.mathjax(ROOT)
+    if home is not None:
+        shutil.copytree(home, root / "build" / home.name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def built(course) -> subprocess.CompletedProcess:
+    """What `python -m tools.site` says in the copy."""
+    command = [sys.executable, "-m", "tools.site"]
+    return subprocess.run(command, cwd=course, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def book(course, built):
+    """The address of the built book."""
+    assert built.returncode == 0, built.stderr
+    if not (course / "_build/html/_static/mathjax").is_dir():
+        unavailable("no MathJax: npm is missing or had no network")
+    handler = functools.partial(_QuietHandler, directory=course / "_build/html")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def lab(course, tmp_path_factory):
+    """The address of a JupyterLab that serves the copy's chapters."""
+    home = tmp_path_factory.mktemp("jupyter")
+    own = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={course / 'chapters'}"]
+    # The kernel of a notebook that is no longer open would stay until the server ends.
+    command += ["--MappingKernelManager.cull_idle_timeout=20"]
+    command += ["--MappingKernelManager.cull_interval=10"]
+    with open(home / "log", "w") as log:
+        environment = os.environ | own | {"OMP_NUM_THREADS": "2"}
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (home / "log").read_text()
+            if _answers(f"{address}/api"):
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except (urllib.error.URLError, TimeoutError):
+        return False
+
+
+# Not for the session: while Playwright runs, no other test of the process could use asyncio.
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    found = filter(None, map(shutil.which, PROGRAMS))
+    program = os.environ.get("CHROMIUM") or next(found, None)
+    if program is None:
+        unavailable("no Chromium on the PATH, and CHROMIUM does not name one")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A new tab."""
+    with browser.new_context(viewport={"width": 1300, "height": 900}) as context:
+        yield context.new_page()

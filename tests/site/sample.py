@@ -1,0 +1,190 @@
+"""A small chapter that holds every kind of markup a chapter may use."""
+
+import base64
+from pathlib import Path
+
+from equations import Equations
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+NAME = "99_sample"
+EQUATIONS = Equations(display=7, inline=16)
+
+MANIFEST = f"""
+[[chapter]]
+file = "{NAME}"
+title = "Sample"
+title_zh = "样例"
+needs = []
+seconds = 1
+minutes = 1
+"""
+REFERENCE = "\n@misc{sample2000, author = {A. Author}, title = {Title}, year = {2000}}\n"
+
+MARKDOWN = [
+    r"""
+# 99. Sample
+
+Prices such as \$5 and `code $x$` hold no equation, $H(p) \ge 0$ is one.
+
+:::{dropdown} 中文提要
+**熵**(entropy):$H(p) = 0$ 当且仅当 $p$ 是确定的。
+:::
+""",
+    r"""
+## Derivation
+
+$$
+\boxed{\;\mathrm{KL}(p \,\|\, q) = \sum_x p(x) \log\frac{p(x)}{q(x)} \;\ge\; 0\;}
+$$ (eq-sample-gibbs)
+
+and, by {eq}`eq-sample-gibbs` and {eq}`eq-sample-later`,
+
+$$
+\boxed{\begin{aligned}
+H(p, q) &= -\sum_x p(x) \log q(x) \\
+        &= H(p) + \mathrm{KL}(p \,\|\, q)
+\end{aligned}}
+$$ (eq-sample-cross)
+
+- in a list, with $a_i * b_i$ and $a_j * b_j$:
+
+  $$
+  f(x) = \begin{cases} 1 & x > 0 \\ 0 & x \le 0 \end{cases}
+  $$ (eq-sample-list)
+
+> In a quotation, $\mathbf{x} \in \mathbb{R}^2$.
+
+\begin{align}
+\hat\theta &= \operatorname*{arg\,max}_\theta L(\theta)
+\end{align}
+""",
+    r"""
+:::{prf:theorem} Gibbs' inequality
+:label: thm-sample
+For $p, q$ on a finite set,
+
+$$
+\mathrm{KL}(p \,\|\, q) = 0 \iff p = q .
+$$ (eq-sample-later)
+:::
+
+:::{prf:proof}
+The logarithm is concave: $\log u \le u - 1$.
+:::
+
+By {prf:ref}`thm-sample`, {eq}`eq-sample-cross` is least at $q = p$.
+
+:::{admonition} Myth: "a small loss means a good model"
+:class: warning
+Not below $H(p)$.
+
+| symbol | shape |
+|:--|:--|
+| $p(x \mid z)$ | $\lvert x \rvert$ |
+:::
+
+:::{note}
+$$
+e = \lim_{n \to \infty} \left(1 + \tfrac1n\right)^n
+$$ (eq-sample-note)
+:::
+""",
+    r"""
+(sec-sample)=
+### A place
+
+[This place](#sec-sample), [the first chapter](00_start_here.ipynb), a footnote[^1], and
+
+:::{figure} results/sample.png
+:name: fig-sample
+:width: 80px
+A caption with $c$.
+:::
+
+which is {numref}`fig-sample`.
+
+[^1]: Words alone.
+
+:::{table} Sizes
+:name: tab-sample
+
+| a | b |
+|---|---|
+| $1$ | 2 |
+:::
+
+{numref}`tab-sample` has a caption.
+
+```python
+price = "$not an equation$"
+```
+""",
+    r"""
+## Exercises
+
+:::{exercise} A quick check
+:label: ex-sample
+Show that $H(p) \ge 0$.
+:::
+
+::::{solution} ex-sample
+:label: sol-sample
+:class: dropdown
+Every term is:
+
+$$
+-p(x) \log p(x) \ge 0
+$$ (eq-sample-solution)
+
+:::{tip}
+{ref}`ex-sample` needs $p(x) \le 1$.
+:::
+::::
+""",
+    r"""
+## Sources
+
+- A. Author, "Title", 2000: section 6. {cite}`sample2000`
+""",
+]
+# A blue pixel.
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "YPj/HwADBwIAMCbHYQAAAABJRU5ErkJggg=="
+)
+CODE = """# Solution: draw something
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+for _ in tqdm(range(3)):
+    pass
+plt.figure(figsize=(2, 1))
+plt.plot([1, 2])
+print("$not an equation$")"""
+
+
+def put(chapters: Path) -> None:
+    """Write the sample chapter and its picture.
+
+    Args:
+        chapters: the folder to write into.
+    """
+    solution = new_code_cell(CODE, execution_count=1)
+    solution.outputs = [
+        new_output("stream", text="$not an equation$\n"),
+        new_output("display_data", {"image/png": PNG, "text/plain": "<Figure>"}),
+    ]
+    solution.metadata = {
+        "tags": ["hide-cell"],
+        "jupyter": {"source_hidden": True, "outputs_hidden": True},
+    }
+    cells = [new_markdown_cell(text.strip("\n")) for text in MARKDOWN]
+    cells.insert(-1, solution)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number:03}"
+    write(new_notebook(cells=cells, metadata=metadata), chapters / f"{NAME}.ipynb")
+    (chapters / "results").mkdir(exist_ok=True)
+    (chapters / "results/sample.png").write_bytes(base64.b64decode(PNG))

@@ -1,0 +1,116 @@
+"""A small course in a temporary folder, with this repository's tools, to run commands in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK = """
+[book]
+title = "A book"
+title_zh = "一本书"
+authors = ["Somebody"]
+language = "en"
+
+[[chapter]]
+file = "00_start"
+title = "Start"
+title_zh = "开始"
+needs = []
+seconds = 30
+minutes = 60
+"""
+GOALS = "## Goals\n\nSee.\n\n**Time:** about 30 seconds to run, 60 minutes to read."
+PARTS = ("Derivation", "Build", "Train", "Look", "What goes wrong", "At scale", "Exercises")
+
+
+def tagged(source: str, *tags: str) -> nbformat.NotebookNode:
+    """A code cell that carries tags."""
+    return v4.new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def good_chapter() -> nbformat.NotebookNode:
+    """A chapter, not yet run, in which nothing is wrong."""
+    text = {part: v4.new_markdown_cell(f"## {part}\n\nWords.") for part in PARTS}
+    text["Derivation"].source += "\n\n$$\n\\boxed{1 + 1 = 2}\n$$ (eq-sum)"
+    cells = [
+        v4.new_markdown_cell("# 0. Start\n\nOne sentence."),
+        v4.new_markdown_cell(GOALS),
+        v4.new_markdown_cell(":::{dropdown} 中文提要\n一句话。\n:::"),
+        v4.new_markdown_cell("## Setup"),
+        v4.new_code_cell("import matplotlib.pyplot as plt\nfrom tqdm import tqdm"),
+        tagged('RUN = "minute"', "parameters"),
+        text["Derivation"],
+        tagged('print("holds:", 1 + 1 == 2)', "nbval-check-output"),
+        text["Build"],
+        v4.new_markdown_cell("### Match"),
+        text["Train"],
+        v4.new_code_cell(
+            'print("before")\nfor _ in tqdm(range(3)):\n    pass\nprint("after", RUN)'
+        ),
+        text["Look"],
+        v4.new_code_cell('plt.figure(figsize=(2, 2))\nplt.plot([0, 1])\nplt.xlabel("x");'),
+        text["What goes wrong"],
+        text["At scale"],
+        text["Exercises"],
+        tagged("# Solution\n6 * 7", "hide-cell"),
+        v4.new_markdown_cell("## Sources\n\n- None."),
+    ]
+    return v4.new_notebook(cells=cells)
+
+
+class Course:
+    """A copy of the repository's machinery with one chapter of its own."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.chapter = root / "chapters" / "00_start.ipynb"
+        shutil.copytree(ROOT / "tools", root / "tools", ignore=shutil.ignore_patterns("__py*"))
+        for name in ("pyproject.toml", "constraints.txt", "Makefile"):
+            shutil.copy(ROOT / name, root)
+        (root / "book.toml").write_text(BOOK, encoding="utf-8")
+        (root / "chapters").mkdir()
+        self.write(good_chapter())
+
+    def write(self, nb: nbformat.NotebookNode) -> None:
+        """Make this the chapter."""
+        nbformat.write(nb, self.chapter)
+
+    def read(self) -> nbformat.NotebookNode:
+        """The chapter as it is now."""
+        return nbformat.read(self.chapter, as_version=4)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run `python -m` something in the course; its output is text, both streams together."""
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Course:
+    """A fresh course for one test."""
+    return Course(tmp_path)
+
+
+@pytest.fixture
+def good() -> nbformat.NotebookNode:
+    """A chapter in which nothing is wrong, as if it had been run and refreshed."""
+    nb = good_chapter()
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, 1):
+        cell.execution_count = count
+        if "nbval-check-output" in cell.metadata.get("tags", []):
+            cell.outputs = [v4.new_output("stream", name="stdout", text="holds: True\n")]
+    return nb

@@ -1,0 +1,28 @@
+import pytest
+
+from tools import ROOT, Refusal, manifest, readme
+
+
+def test_the_tables_of_the_repository_are_those_of_the_manifest():
+    assert readme.stale(ROOT, manifest.load()) == []
+
+
+def test_both_languages_are_written_and_the_rest_stays(course):
+    for name in ("README.md", "README.zh.md"):
+        text = "before\n<!-- chapters -->\nold\n<!-- /chapters -->\nafter\n"
+        (course.root / name).write_text(text, encoding="utf-8")
+    book = manifest.load(course.root)
+    assert readme.write(course.root, book) == ["README.md", "README.zh.md"]
+    english = (course.root / "README.md").read_text(encoding="utf-8")
+    chinese = (course.root / "README.zh.md").read_text(encoding="utf-8")
+    assert english.startswith("before\n<!-- chapters -->\n| chapter |")
+    assert english.endswith("<!-- /chapters -->\nafter\n")
+    assert "Start" in english
+    assert "开始" in chinese
+    assert readme.write(course.root, book) == []
+
+
+def test_a_readme_without_the_marks_is_refused(course):
+    (course.root / "README.md").write_text("no marks")
+    with pytest.raises(Refusal, match=r"README\.md: expected one <!-- chapters -->"):
+        readme.stale(course.root, manifest.load(course.root))

@@ -1,0 +1,311 @@
+"""Make sure that .venv holds what the course needs, then run a module with its Python.
+
+    python3 tools/bootstrap.py -m tools.lab ARGUMENTS
+
+Standard library only. The file must run up to its first check on Python 3.6, so that an old Python
+gets one clear line and not a syntax error: no newer syntax, and only annotations it can evaluate.
+
+`.venv/.ready`, the stamp, is written last. Without it the environment is half built and is made
+anew; with a stamp of other inputs (pyproject.toml, constraints.txt …) it is brought up to date.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 11)
+EXTRAS = "course,test,site"
+
+# Sizes of the versions in constraints.txt, measured on Linux.
+PACKAGES = "240 MB of packages"
+CPU_TORCH = "0.2 GB as CPU build (needs 2.5 GB of disk)"
+CUDA_TORCH = "2.7 GB as CUDA build (needs 9 GB)"
+DISK_NEEDED = 2.5e9  # bytes: 1.8 GB for the environment with the CPU build, the rest to unpack it
+
+NO_NETWORK = re.compile(
+    "NewConnectionError|ConnectTimeout|ReadTimeout|NameResolutionError|IncompleteRead|ProxyError"
+    "|Network is unreachable|Temporary failure in name resolution|getaddrinfo failed"
+    "|Connection (refused|reset|aborted|broken)"
+)
+NO_SPACE = re.compile("No space left on device|not enough space|Disk quota exceeded")
+
+
+class SetUpError(Exception):
+    """Set-up can't go on; the text is the line to show."""
+
+
+def check_python(version: tuple) -> None:
+    """Refuse a Python that is too old for the course.
+
+    Args:
+        version: as `sys.version_info`.
+
+    Raises:
+        SetUpError: it is too old.
+    """
+    if tuple(version[:2]) < OLDEST:
+        have, need = ".".join(map(str, version[:3])), ".".join(map(str, OLDEST))
+        raise SetUpError(
+            f"Python {need} or newer is needed, but {sys.executable} is {have}: "
+            f"name a newer one, for example `make lab PYTHON=python{need}`."
+        )
+
+
+def venv_python(root: Path) -> Path:
+    """The Python of the course's environment.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        Its path, whether or not it exists.
+    """
+    return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def ensure(root: Path, install: Callable) -> None:
+    """Bring the environment to what it should be; do nothing if it is that already.
+
+    Args:
+        root: the repository.
+        install: called with (root, torch_index, fresh) if there is something to install.
+    """
+    stamp = root / ".venv" / ".ready"
+    try:
+        found = json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        found = {}
+    files = hashlib.sha256(f"{root} {EXTRAS}".encode())  # an environment can't be moved
+    for name in ("pyproject.toml", "constraints.txt"):
+        files.update((root / name).read_bytes())
+    wanted = {
+        "python": "{}.{}".format(*sys.version_info[:2]),
+        # An index asked for once stays in use: only another one, asked for now, replaces it.
+        "torch_index": os.environ.get("TORCH_INDEX") or found.get("torch_index", ""),
+        "files": files.hexdigest(),
+    }
+    there = venv_python(root).exists()
+    if there and found == wanted:
+        return
+    same_base = all(found.get(key) == wanted[key] for key in ("python", "torch_index"))
+    with lock(root):
+        with contextlib.suppress(FileNotFoundError):
+            stamp.unlink()
+        install(root, wanted["torch_index"], not (there and same_base))
+        stamp.write_text(json.dumps(wanted))
+
+
+def lock(root: Path) -> IO:
+    """Keep a second terminal from setting up in the same folder at the same time.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        An open file; whoever closes it gives the lock back.
+
+    Raises:
+        SetUpError: another process is setting up.
+    """
+    (root / "build").mkdir(exist_ok=True)
+    file = (root / "build" / "setup.lock").open("w")
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise SetUpError("Another set-up is running in this folder: wait for it.") from None
+    return file
+
+
+def install(root: Path, torch_index: str, fresh: bool) -> None:
+    """Build the environment, or bring it up to date.
+
+    Args:
+        root: the repository.
+        torch_index: the wheel index that torch comes from, "" for pip's own choice.
+        fresh: whether to start from nothing.
+
+    Raises:
+        SetUpError: venv is missing, the disk is full, there is no network, or pip failed.
+    """
+    start = time.time()
+    if fresh:
+        for module in ("venv", "ensurepip"):
+            if importlib.util.find_spec(module) is None:
+                raise SetUpError(
+                    f"{sys.executable} has no module {module}: install it (Debian and Ubuntu: "
+                    "`apt install python3-venv`), then run the same command again."
+                )
+        if (root / ".venv").exists():
+            print("Removing a .venv that is unfinished or was made for something else.")
+            shutil.rmtree(str(root / ".venv"))
+        announce(root, torch_index)
+        if shutil.disk_usage(str(root)).free < DISK_NEEDED:
+            raise no_space(root)
+        run([sys.executable, "-m", "venv", ".venv"], root)
+    else:
+        print("The versions asked for have changed: bringing .venv up to date.", flush=True)
+    pip = [str(venv_python(root)), "-m", "pip", "install", "--disable-pip-version-check"]
+    pip += ["-c", "constraints.txt"]
+    if torch_index:
+        # Without dependencies: those come from the usual index, in the tested versions.
+        run([*pip, "--no-deps", "--index-url", torch_index, "torch"], root)
+    run([*pip, "-e", f".[{EXTRAS}]"], root)
+    print(f"The environment is ready ({time.time() - start:.0f} s).", flush=True)
+
+
+def announce(root: Path, torch_index: str) -> None:
+    """Say what set-up will download, and how much of it.
+
+    Args:
+        root: the repository.
+        torch_index: the wheel index that torch comes from, "" for pip's own choice.
+    """
+    print(f"Setting up .venv, once, in a few minutes. To download: {PACKAGES}, and torch:")
+    if torch_index:
+        print(f"  from {torch_index}")
+    elif sys.platform.startswith("linux"):
+        print(f"  {CPU_TORCH} or {CUDA_TORCH}.")
+        print("  pip's usual index has the CUDA build. Without an NVIDIA card, stop here (Ctrl-C)")
+        print("  and add TORCH_INDEX=<the wheel index that PyTorch's install page shows for CPU>.")
+    else:
+        print(f"  {CPU_TORCH}.")
+    free = shutil.disk_usage(str(root)).free
+    print(f"  {free / 1e9:.1f} GB of disk are free. Details go to build/setup.log.", flush=True)
+
+
+def no_space(root: Path) -> SetUpError:
+    """The error for a disk that is full, or too full to begin.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        The error to raise.
+    """
+    folders = {str(root), tempfile.gettempdir()}
+    free = ", ".join(f"{shutil.disk_usage(f).free / 1e9:.1f} GB in {f}" for f in sorted(folders))
+    return SetUpError(
+        f"Not enough disk: set-up needs {DISK_NEEDED / 1e9:.1f} GB, or 9 GB with torch's CUDA "
+        f"build; free are {free}."
+    )
+
+
+def run(arguments: list, root: Path) -> None:
+    """Run one step; its output goes to the log and, in a terminal, to one line that is rewritten.
+
+    Args:
+        arguments: the command.
+        root: the repository.
+
+    Raises:
+        SetUpError: the step failed; the text says why.
+    """
+    lines = []
+    terminal = sys.stdout.isatty()
+    try:
+        with subprocess.Popen(
+            arguments,
+            cwd=str(root),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            for line in process.stdout:
+                lines.append(line)
+                if terminal:
+                    print("\r\033[K  " + line.strip()[:76], end="", flush=True)
+    finally:
+        if terminal:
+            print("\r\033[K", end="", flush=True)
+        with contextlib.suppress(OSError):  # a full disk is told by the step's own output
+            (root / "build" / "setup.log").write_text("".join(lines), encoding="utf-8")
+    if process.returncode:
+        raise failure("".join(lines), root)
+
+
+def failure(output: str, root: Path) -> SetUpError:
+    """Find the reason of a failed step in its output.
+
+    Args:
+        output: what the step printed.
+        root: the repository.
+
+    Returns:
+        The error to raise.
+    """
+    if NO_SPACE.search(output):
+        return no_space(root)
+    if NO_NETWORK.search(output):
+        return SetUpError(
+            "No network: the packages could not be downloaded (details: build/setup.log). "
+            "Set-up needs a connection once; with one, run the same command again."
+        )
+    lines = output.strip().splitlines() or ["no output"]
+    reason = [line.strip() for line in lines if line.startswith("ERROR")] or lines[-1:]
+    return SetUpError(f"Set-up failed (details: build/setup.log). {reason[-1]}")
+
+
+def main(arguments: list) -> int:
+    """Set up, then become the module that was asked for.
+
+    Args:
+        arguments: what to hand to the environment's Python, from `-m` on.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        check_python(sys.version_info)
+        ensure(ROOT, install)
+    except SetUpError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(no_space(ROOT) if full else f"Set-up failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command starts set-up again.", file=sys.stderr)
+        return 130
+    return become([str(venv_python(ROOT)), *arguments], os.environ)
+
+
+def become(command: list, environment: dict) -> int:
+    """Turn this process into another program, which then gets every signal itself.
+
+    Args:
+        command: the program and its arguments.
+        environment: its environment.
+
+    Returns:
+        Its exit code on Windows, where a process can't be replaced; elsewhere nothing returns.
+    """
+    if os.name == "nt":
+        return subprocess.call(command, env=environment)
+    os.execve(command[0], command, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

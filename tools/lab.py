@@ -1,0 +1,126 @@
+"""`make lab`: JupyterLab on study/, the learner's own copy of the chapters.
+
+A chapter is copied when it is new, or when it has a newer version and the learner hasn't changed
+a cell of it. Running cells is no change. A changed chapter is never overwritten.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from tools import ROOT, Refusal, bootstrap, command, manifest, write_file
+
+ORIGIN = ".origin.json"  # for each copy: digests of the chapter that it was made from
+
+
+def update(root: Path, book: manifest.Book) -> list[str]:
+    """Bring study/ up to date.
+
+    Args:
+        root: the repository.
+        book: the manifest.
+
+    Returns:
+        One line for each chapter that the learner has changed and that was therefore kept.
+    """
+    study = root / "study"
+    study.mkdir(exist_ok=True)
+    origin = _read_origin(study / ORIGIN)
+    kept = []
+    for chapter in book.chapters:
+        source, copy = chapter.notebook(root), study / f"{chapter.file}.ipynb"
+        content = source.read_bytes()
+        new = {"file": hashlib.sha256(content).hexdigest(), "cells": cells_hash(source)}
+        old = origin.get(chapter.file, {})
+        if copy.exists() and cells_hash(copy) not in (old.get("cells"), new["cells"]):
+            line = f"study/{copy.name}: you have changed it, so it stays as it is."
+            if new["file"] != old.get("file"):
+                line += " The course has a newer version: to get it, rename yours and start again."
+            kept.append(line)
+        elif not copy.exists() or new["file"] != old.get("file"):
+            write_file(copy, content)
+            origin[chapter.file] = new
+            write_file(study / ORIGIN, json.dumps(origin, indent=1).encode())
+    results = root / "chapters" / "results"
+    for source in results.rglob("*"):
+        if source.is_file():
+            copy = study / "results" / source.relative_to(results)
+            write_file(copy, source.read_bytes())
+    return kept
+
+
+def cells_hash(path: Path) -> str:
+    """A digest of what a learner may change: the text and kind of each cell.
+
+    Args:
+        path: a notebook.
+
+    Returns:
+        The digest; "" for a file that is no notebook, which counts as changed.
+    """
+    try:
+        nb = json.loads(path.read_bytes())
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in nb["cells"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return hashlib.sha256(repr(cells).encode()).hexdigest()
+
+
+def _read_origin(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}  # every copy that differs from its chapter then counts as changed
+
+
+def jupyter(root: Path, port: str) -> tuple[list[str], dict[str, str]]:
+    """How to start JupyterLab here.
+
+    Args:
+        root: the repository.
+        port: the port to begin at; "" for JupyterLab's own.
+
+    Returns:
+        The command and its environment.
+    """
+    line = [sys.executable, "-m", "jupyterlab", str(root / "study"), "--log-level=WARN"]
+    if port:
+        line.append(f"--ServerApp.port={port}")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        line.append("--allow-root")  # in a container there is nobody else
+    screen = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    if sys.platform.startswith("linux") and not any(map(os.environ.get, screen)):
+        line.append("--no-browser")
+    # Its default settings: no question about news, no look for newer versions.
+    path = [str(root / "tools" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    return line, os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, path))}
+
+
+def main() -> int:
+    """Bring study/ up to date and become JupyterLab.
+
+    Returns:
+        The exit code, where JupyterLab runs as a child.
+
+    Raises:
+        Refusal: the port is no number, or study/ can't be written.
+    """
+    parser = argparse.ArgumentParser(prog="make lab", description=__doc__)
+    parser.add_argument("--port", default="", help="where to begin to look for a free port")
+    port = parser.parse_args().port
+    if port and not (port.isdecimal() and int(port) < 65536):
+        raise Refusal(f"PORT is a number below 65536, got {port!r}")
+    try:
+        kept = update(ROOT, manifest.load())
+    except OSError as error:
+        raise Refusal(f"study/ could not be brought up to date: {error}") from None
+    print("\n".join(["Your copies of the chapters are in study/.", *kept]))
+    print("Starting JupyterLab on them; Ctrl-C twice ends it.", flush=True)
+    return bootstrap.become(*jupyter(ROOT, port))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,251 @@
+"""Read, run, normalise and write notebooks."""
+
+import atexit
+import functools
+import hashlib
+import os
+import re
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from tqdm import tqdm
+
+from tools import KERNEL_ENVIRONMENT, Refusal, write_file
+
+TIERS = ("minute", "coffee", "gpu")
+BAR = re.compile(r"\d+%\|.*\||\d+\S* \[\d\d:\d\d")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook.
+
+    Args:
+        path: an .ipynb file.
+
+    Returns:
+        The notebook, in the current format.
+
+    Raises:
+        Refusal: it is not a notebook.
+    """
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises whatever a broken file leads to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refusal(f"{path}: not a readable notebook: {reason}") from None
+    return nb
+
+
+def write(nb: NotebookNode, path: Path) -> None:
+    """Write a notebook so that the file is at every moment either the old or the new one.
+
+    Args:
+        nb: the notebook.
+        path: where to; the folder is made if it is missing.
+    """
+    write_file(path, (nbformat.writes(nb) + "\n").encode())
+
+
+def cell_name(nb: NotebookNode, index: int) -> str:
+    """How messages name a cell.
+
+    Args:
+        nb: the notebook.
+        index: the cell's place, from 0.
+
+    Returns:
+        Its number, from 1, and the beginning of its text.
+    """
+    first = next(iter(nb.cells[index].source.strip().splitlines()), "empty")
+    return f"cell {index + 1} ({first[:50]})"
+
+
+def has_tag(cell: NotebookNode, tag: str) -> bool:
+    """Whether a cell carries a tag.
+
+    Args:
+        cell: a cell.
+        tag: the tag's name.
+
+    Returns:
+        True if it does.
+    """
+    return tag in cell.metadata.get("tags", [])
+
+
+def code_hash(nb: NotebookNode) -> str:
+    """A digest of the code cells; stored with the outputs, it tells when these are stale.
+
+    Args:
+        nb: the notebook.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    sources = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    return hashlib.sha256(repr(sources).encode()).hexdigest()
+
+
+def set_tier(nb: NotebookNode, tier: str) -> None:
+    """Choose how long the notebook trains, in the cell tagged `parameters`.
+
+    Args:
+        nb: the notebook, changed in place.
+        tier: one of TIERS.
+
+    Raises:
+        Refusal: there is no such tier, or the notebook has only the shortest.
+    """
+    if tier not in TIERS:
+        raise Refusal(f"no tier {tier!r}; RUN is one of {', '.join(TIERS)}")
+    if tier == "minute":
+        return
+    for cell in nb.cells:
+        if cell.cell_type == "code" and has_tag(cell, "parameters"):
+            source, found = re.subn(r'^RUN = "\w+"', f'RUN = "{tier}"', cell.source, flags=re.M)
+            if found:
+                cell.source = source
+                return
+    raise Refusal(f"this chapter has no tier {tier!r}: no cell tagged parameters says RUN")
+
+
+@functools.cache
+def _socket_folder() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="aigc-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def channels() -> dict[str, str]:
+    """How to talk to one new kernel: over Unix sockets, which need no network and never clash.
+
+    Over TCP, kernels that start at the same time sometimes take each other's ports.
+
+    Returns:
+        Settings for a kernel manager; none on Windows, which has nothing but TCP.
+    """
+    if os.name == "nt":
+        return {}
+    return {"transport": "ipc", "ip": f"{_socket_folder()}/{uuid.uuid4().hex[:8]}"}
+
+
+def execute(nb: NotebookNode, folder: Path) -> float:
+    """Run all cells in a fresh kernel, with a progress bar; outputs go into the notebook.
+
+    Args:
+        nb: the notebook, changed in place; after an error it holds what ran until then.
+        folder: the kernel's working directory.
+
+    Returns:
+        The seconds that the cells took.
+
+    Raises:
+        Refusal: a cell failed or the kernel died; the text holds the cell's traceback.
+    """
+    code = [index for index, cell in enumerate(nb.cells) if cell.cell_type == "code"]
+    for index in code:
+        nb.cells[index].update(outputs=[], execution_count=None)
+    client = NotebookClient(nb, timeout=None, record_timing=False, shutdown_kernel="immediate")
+    client.km = AsyncKernelManager(kernel_name="python3", **channels())
+    environment = os.environ | KERNEL_ENVIRONMENT
+    with (
+        client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment),
+        tqdm(
+            code, unit="cell", bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}"
+        ) as bar,
+    ):
+        start = time.perf_counter()
+        for index in bar:
+            bar.set_description_str(cell_name(nb, index))
+            _execute_cell(client, nb, index)
+        bar.set_description_str("")
+        return time.perf_counter() - start
+
+
+def _execute_cell(client: NotebookClient, nb: NotebookNode, index: int) -> None:
+    cell = nb.cells[index]
+    try:
+        client.execute_cell(cell, index)
+    except DeadKernelError:
+        raise Refusal(f"{cell_name(nb, index)}: the kernel died; is memory short?") from None
+    except CellExecutionError:
+        pass  # its traceback is among the outputs
+    # Not `except`: a figure is drawn after its cell has ended, and its error is only an output.
+    for output in cell.outputs:
+        if output.output_type == "error" and not has_tag(cell, "raises-exception"):
+            traceback = ANSI.sub("", "\n".join(output.traceback))
+            raise Refusal(f"{traceback}\n{cell_name(nb, index)} failed: {output.ename}")
+
+
+def normalise(nb: NotebookNode, seconds: float) -> NotebookNode:
+    """The notebook as it is committed: nothing in it that differs from machine to machine.
+
+    Args:
+        nb: a notebook that was just run.
+        seconds: how long that took.
+
+    Returns:
+        A new notebook: metadata reduced, ids numbered, progress bars dropped, streams merged.
+    """
+    cells = []
+    for index, cell in enumerate(nb.cells):
+        clean = NotebookNode(
+            id=f"cell-{index:03d}",
+            cell_type=cell.cell_type,
+            metadata=_cell_metadata(cell),
+            source=cell.source,
+        )
+        if cell.cell_type == "code":
+            clean.update(execution_count=cell.execution_count, outputs=_outputs(cell))
+        cells.append(clean)
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "aigc": {"code_hash": code_hash(nb), "seconds": round(seconds, 1)},
+    }
+    return nbformat.from_dict(
+        {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    )
+
+
+def _cell_metadata(cell: NotebookNode) -> dict:
+    metadata = {}
+    if tags := cell.metadata.get("tags"):
+        metadata["tags"] = tags
+    if has_tag(cell, "hide-cell"):
+        metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
+    elif has_tag(cell, "hide-input"):
+        metadata["jupyter"] = {"source_hidden": True}
+    return metadata
+
+
+def _outputs(cell: NotebookNode) -> list[NotebookNode]:
+    kept: list[NotebookNode] = []
+    for output in cell.outputs:
+        if output.output_type != "stream":
+            kept.append(NotebookNode(output) | ({"metadata": {}} if "metadata" in output else {}))
+            continue
+        text = output.text
+        if output.name == "stderr" and not has_tag(cell, "nbval-check-output"):
+            text = _without_bars(text)
+        if kept and kept[-1].get("name") == output.name:
+            kept[-1].text += text
+        elif text:
+            kept.append(NotebookNode(output_type="stream", name=output.name, text=text))
+    return kept
+
+
+def _without_bars(stderr: str) -> str:
+    lines = re.split(r"[\r\n]+", ANSI.sub("", stderr))
+    return "\n".join(line for line in lines if line.strip() and not BAR.search(line))
