@@ -232,10 +232,14 @@ def run(arguments: list, root: Path) -> None:
             encoding="utf-8",
             errors="replace",
         ) as process:
-            for line in process.stdout:
-                lines.append(line)
-                if terminal:
-                    print("\r\033[K  " + line.strip()[:76], end="", flush=True)
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    if terminal:
+                        print("\r\033[K  " + line.strip()[:76], end="", flush=True)
+            except BaseException:
+                process.kill()  # it would go on installing
+                raise
     finally:
         if terminal:
             print("\r\033[K", end="", flush=True)

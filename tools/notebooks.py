@@ -1,13 +1,17 @@
 """Read, run, normalise and write notebooks."""
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
 import re
+import sys
 import tempfile
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -159,18 +163,30 @@ def execute(nb: NotebookNode, folder: Path) -> float:
     client = NotebookClient(nb, timeout=None, record_timing=False, shutdown_kernel="immediate")
     client.km = AsyncKernelManager(kernel_name="python3", **channels())
     environment = os.environ | KERNEL_ENVIRONMENT
-    with (
-        client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment),
-        tqdm(
-            code, unit="cell", bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}"
-        ) as bar,
-    ):
+    with client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment), _bar(code) as bar:
         start = time.perf_counter()
         for index in bar:
             bar.set_description_str(cell_name(nb, index))
             _execute_cell(client, nb, index)
-        bar.set_description_str("")
         return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _bar(cells: list[int]) -> Iterator[tqdm]:
+    """A progress bar whose clock goes on during a long cell, if there is a terminal to see it."""
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1):
+            bar.refresh()
+
+    with tqdm(cells, bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}") as bar:
+        if sys.stderr.isatty():
+            threading.Thread(target=tick, daemon=True).start()
+        try:
+            yield bar
+        finally:
+            done.set()
 
 
 def _execute_cell(client: NotebookClient, nb: NotebookNode, index: int) -> None:

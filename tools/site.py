@@ -95,9 +95,10 @@ def mathjax(root: Path) -> Path | None:
     npm = shutil.which("npm")
     if npm is None:
         return None
+    print(f"Fetching MathJax {MATHJAX} with npm, once (6 MB)", flush=True)
     home.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-        pack = [npm, "pack", f"mathjax@{MATHJAX}", "--silent", "--fetch-retries=0"]
+        pack = [npm, "pack", f"mathjax@{MATHJAX}", "--fetch-retries=0", "--fetch-timeout=60000"]
         if subprocess.run(pack, cwd=scratch, capture_output=True, check=False).returncode:
             return None
         fresh = Path(scratch, "fresh")

@@ -5,6 +5,9 @@ up in the sequence. Keys and values of one sequence are all different.
 
 With n symbols the vocabulary has 3n + 1 tokens: n keys, n values, a blank, and n second keys, which
 ask for a second value in the same question.
+
+Asking for many keys in one sequence follows Arora et al. 2023 ("Zoology"); the pattern a 3 … a that
+is continued with 3 is the one on which Olsson et al. 2022 found induction heads.
 """
 
 import string
@@ -35,9 +38,6 @@ def joined(
 ) -> RecallBatch:
     """Key and value share a position: (a 3)(b 7)(c 1) (b ·)(c ·)(a ·), answers 7 1 3.
 
-    Source: Arora et al. 2023, "Zoology", section 3 (multi-query associative recall).
-    Derived: 11_attention eq-recall
-
     Args:
         batch_size: B, at least 1.
         generator: the only source of randomness; the tensors are made on its device.
@@ -67,10 +67,8 @@ def two_keys(
 ) -> RecallBatch:
     """Each question names two keys and wants both values in order: (a 3)(b 7) (b a), answer 7, 3.
 
-    Every key is asked once as the first and once as the second of a question.
-
-    Source: —
-    Derived: 11_attention eq-one-head
+    Every key is asked once as the first and once as the second of a question. With n = N a single
+    head has a way out: it attends to all but the second key, whose value is then the one missing.
 
     Args:
         batch_size: B, at least 1.
@@ -109,10 +107,6 @@ def interleaved(
     """The value stands one position after its key: · a 3 b 7 · · c 1 · b c a, answers 7 1 3.
 
     Blanks between the facts keep a model from learning at which positions values stand.
-
-    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", the pattern [A][B] … [A]
-    that is continued with [B].
-    Derived: 11_attention eq-induction
 
     Args:
         batch_size: B, at least 1.

@@ -129,4 +129,5 @@ def browser():
 def page(browser):
     """A new tab."""
     with browser.new_context(viewport={"width": 1300, "height": 900}) as context:
+        context.set_default_timeout(120_000)  # milliseconds; other tests may use every core
         yield context.new_page()

@@ -7,7 +7,7 @@ from equations import Equations, in_notebook
 
 from tools import manifest
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 CHAPTERS = [*(chapter.file for chapter in manifest.load().chapters), sample.NAME]
 # MathJax prints a command that it does not know as red text and calls it no error.

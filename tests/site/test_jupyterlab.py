@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tools import manifest
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 CHAPTERS = [*(chapter.file for chapter in manifest.load().chapters), sample.NAME]
 TEXT = ".jp-MarkdownCell .myst"
@@ -44,7 +44,7 @@ def test_a_chapter_runs_in_jupyterlab(name, course, lab, page):
     nbformat.write(notebook, path)
 
     open_notebook(page, lab, path.stem)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     cells = run_and_saved(page, path)
@@ -57,7 +57,7 @@ def test_a_chapter_runs_in_jupyterlab(name, course, lab, page):
 def open_notebook(page: Page, lab: str, name: str) -> None:
     """Open a notebook in a clean workspace and wait until it is there."""
     page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
-    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for()
 
 
 def settled(page: Page, cells: int) -> tuple[Equations, list[str]]:

@@ -92,7 +92,7 @@ def test_a_broken_manifest_and_missing_sphinx_are_one_line(course, tmp_path, mon
     shutil.copytree(course, root, ignore=shutil.ignore_patterns("_build"))
     (root / f"chapters/{sample.NAME}.ipynb").unlink()
     said = run_site(root)
-    assert (said.returncode, said.stdout) == (1, "")
+    assert said.returncode == 1
     assert said.stderr.count("\n") == 1
     assert f"chapters/{sample.NAME}.ipynb" in said.stderr
 
