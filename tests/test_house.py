@@ -118,7 +118,7 @@ def test_a_function_fits_its_budget(path):
 
 
 def test_the_line_counter_counts_code_alone():
-    source = '"""Doc."""\n\n# comment\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc.\n\n    More.\n    """\n'
+    source = '"""Doc."""\n\n# note\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc.\n\n    More."""\n'
     assert code_lines(source) == {4, 5, 6, 9}
 
 
@@ -189,6 +189,6 @@ def test_contributing_is_short():
 
 def test_no_test_measures_wall_clock_time():
     clock = re.compile(r"assert.*\b(perf_counter|monotonic|elapsed|time\.time)\b")
-    for path in (ROOT / "tests").rglob("*.py"):
+    for path in set((ROOT / "tests").rglob("*.py")) - {Path(__file__)}:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert not clock.search(line), f"{path.name}, line {number}"

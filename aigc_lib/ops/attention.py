@@ -105,7 +105,8 @@ def attention_weights(
     allowed = _allowed(q, k, mask, is_causal, window)
     if allowed is None:
         return scores.softmax(3)
-    # A finite floor instead of −∞: a row without allowed keys stays free of NaN, gradient included.
+    # A finite floor instead of −∞: a row without allowed keys makes no NaN on the way, not even one
+    # that the zeros below would hide from all but autograd's anomaly detection.
     weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(3)
     return weights.masked_fill(~allowed, 0)
 

@@ -143,10 +143,12 @@ def test_a_cache_of_earlier_keys_gives_the_same_as_the_whole_sequence(impl, chun
 
 @pytest.mark.parametrize("impl", ["reference", "torch", None])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_it_agrees_with_torch_on_a_square(impl, is_causal):
+@pytest.mark.parametrize("scale", [None, 1.3])
+def test_it_agrees_with_torch_on_a_square(impl, is_causal, scale):
+    same = {"is_causal": is_causal, "scale": scale}
     assert_same(
-        lambda q, k, v: attention(q, k, v, is_causal=is_causal, impl=impl),
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal),
+        lambda q, k, v: attention(q, k, v, impl=impl, **same),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **same),
         tensors(num_queries=M),
     )
 
@@ -169,15 +171,32 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros(impl, device, dtype):
     mask[0, 1, 2] = mask[1, :, 0] = False
     alive = mask.any(3)
     inputs = [x.to(device) for x in tensors(dtype=dtype)]
-    out, *grads = gradients(
-        lambda q, k, v: attention(q, k, v, mask=mask.to(device), impl=impl), inputs
-    )
+    with torch.autograd.set_detect_anomaly(True):
+        out, *grads = gradients(
+            lambda q, k, v: attention(q, k, v, mask=mask.to(device), impl=impl), inputs
+        )
     assert (out.cpu()[~alive] == 0).all()
     assert (out.cpu()[alive] != 0).any(1).all()
     assert all(g.isfinite().all() for g in grads)
     assert (grads[0].cpu()[~alive] == 0).all()
     weights = attention_weights(*inputs[:2], mask=mask.to(device)).cpu()
     assert (weights[~alive] == 0).all()
+
+
+def test_zeros_do_not_depend_on_what_a_kernel_does_with_such_a_row(monkeypatch):
+    def literal(q, k, v, attn_mask, scale):
+        scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+        return scores.masked_fill(~attn_mask, -torch.inf).softmax(3) @ v
+
+    mask = MASK.clone()
+    mask[0, 1, 2] = False
+    inputs = tensors()
+    want = gradients(lambda q, k, v: attention(q, k, v, mask=mask, impl="reference"), inputs)
+    assert literal(*inputs, mask, None)[0, 1, 2].isnan().all()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", literal)
+    got = gradients(lambda q, k, v: attention(q, k, v, mask=mask, impl="torch"), inputs)
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 @BOTH

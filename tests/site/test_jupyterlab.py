@@ -44,7 +44,7 @@ def test_a_chapter_runs_in_jupyterlab(name, course, lab, page):
     nbformat.write(notebook, path)
 
     open_notebook(page, lab, path.stem)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.locator("#jp-bottom-panel").get_by_text("| Idle").wait_for()  # earlier clicks are lost
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     cells = run_and_saved(page, path)

@@ -21,8 +21,8 @@ def test_the_hash_depends_on_code_and_nothing_else(good):
 
 
 def test_the_hash_sees_where_one_cell_ends_and_the_next_begins():
-    one = v4.new_notebook(cells=[v4.new_code_cell("a\nb"), v4.new_code_cell("c")])
-    other = v4.new_notebook(cells=[v4.new_code_cell("a"), v4.new_code_cell("b\nc")])
+    one = v4.new_notebook(cells=[v4.new_code_cell("a"), v4.new_code_cell("bc")])
+    other = v4.new_notebook(cells=[v4.new_code_cell("ab"), v4.new_code_cell("c")])
     assert notebooks.code_hash(one) != notebooks.code_hash(other)
 
 
