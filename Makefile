@@ -14,10 +14,10 @@ test: ## everything: lint, unit tests, every chapter executed and its proofs com
 	$(COURSE) tools.suite
 
 check: ## the quick version: lint, unit tests without a browser, one chapter [CHAPTER=00]
-	$(COURSE) tools.suite --only check --chapter "$(CHAPTER)"
+	$(COURSE) tools.suite --only check --chapter "$(or $(CHAPTER),00)"
 
 run: ## execute one chapter without a browser: CHAPTER=00 [RUN=minute|coffee|gpu]
-	$(COURSE) tools.run --chapter "$(CHAPTER)" --tier "$(RUN)"
+	$(COURSE) tools.run --chapter "$(CHAPTER)" --tier "$(or $(RUN),minute)"
 
 refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
 	$(COURSE) tools.refresh --chapter "$(CHAPTER)"

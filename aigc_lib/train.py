@@ -52,10 +52,19 @@ class EMA:
 
     Attributes:
         model: the averaged copy, for evaluation.
-        decay: from 0 (the weights themselves) to below 1; about 1 / (1 − decay) steps count.
+        decay: the factor.
     """
 
     def __init__(self, model: nn.Module, decay: float | int):
+        """Start the average at the weights as they are.
+
+        Args:
+            model: what is averaged; it is copied.
+            decay: from 0 (the weights themselves) to below 1; about 1 / (1 − decay) steps count.
+
+        Raises:
+            ValueError: the decay is out of range.
+        """
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay in [0, 1), got {decay}")
         self.model = copy.deepcopy(model).requires_grad_(False).eval()

@@ -23,12 +23,13 @@ def command(main: Callable[[], int]) -> None:
     """Run a module's `main` as a command and leave with its exit code.
 
     Args:
-        main: returns the exit code; what it refuses is printed as plain text, with exit code 1.
+        main: returns the exit code; what it refuses is printed as plain text, with exit code 1,
+            and so is what the system refuses: a full disk, a read-only folder.
     """
     try:
         code = main()
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
+    except (Refusal, OSError) as error:
+        print(error, file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -17,56 +17,56 @@ ORIGIN = ".origin.json"  # for each copy: digests of the chapter that it was mad
 
 
 def update(root: Path, book: manifest.Book) -> list[str]:
-    """Bring study/ up to date.
+    """Bring study/ up to date: the chapters, and the results that they show.
 
     Args:
         root: the repository.
         book: the manifest.
 
     Returns:
-        One line for each chapter that the learner has changed and that was therefore kept.
+        One line for each file that the learner has changed and that was therefore kept.
     """
-    study = root / "study"
+    study, chapters = root / "study", root / "chapters"
     study.mkdir(exist_ok=True)
     origin = _read_origin(study / ORIGIN)
+    results = sorted(path for path in (chapters / "results").rglob("*") if path.is_file())
     kept = []
-    for chapter in book.chapters:
-        source, copy = chapter.notebook(root), study / f"{chapter.file}.ipynb"
+    for source in [*(chapter.notebook(root) for chapter in book.chapters), *results]:
+        name = str(source.relative_to(chapters))
+        copy = study / name
         content = source.read_bytes()
-        new = {"file": hashlib.sha256(content).hexdigest(), "cells": cells_hash(source)}
-        old = origin.get(chapter.file, {})
-        if copy.exists() and cells_hash(copy) not in (old.get("cells"), new["cells"]):
-            line = f"study/{copy.name}: you have changed it, so it stays as it is."
+        new = {"file": hashlib.sha256(content).hexdigest(), "own": own(source)}
+        old = origin.get(name, {})
+        if copy.exists() and own(copy) not in (old.get("own"), new["own"]):
+            line = f"study/{name}: you have changed it, so it stays as it is."
             if new["file"] != old.get("file"):
                 line += " The course has a newer version: to get it, rename yours and start again."
             kept.append(line)
         elif not copy.exists() or new["file"] != old.get("file"):
             write_file(copy, content)
-            origin[chapter.file] = new
+            origin[name] = new
             write_file(study / ORIGIN, json.dumps(origin, indent=1).encode())
-    results = root / "chapters" / "results"
-    for source in results.rglob("*"):
-        if source.is_file():
-            copy = study / "results" / source.relative_to(results)
-            write_file(copy, source.read_bytes())
     return kept
 
 
-def cells_hash(path: Path) -> str:
-    """A digest of what a learner may change: the text and kind of each cell.
+def own(path: Path) -> str:
+    """A digest of what a learner may make their own: in a notebook, the text and kind of each cell.
 
     Args:
-        path: a notebook.
+        path: a file; a notebook's outputs and metadata don't count.
 
     Returns:
-        The digest; "" for a file that is no notebook, which counts as changed.
+        The digest.
     """
-    try:
-        nb = json.loads(path.read_bytes())
-        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in nb["cells"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return hashlib.sha256(repr(cells).encode()).hexdigest()
+    content = path.read_bytes()
+    if path.suffix == ".ipynb":
+        try:
+            cells = json.loads(content)["cells"]
+            texts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+            content = repr(texts).encode()
+        except (ValueError, KeyError, TypeError):
+            pass  # no notebook any more: changed
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_origin(path: Path) -> dict[str, dict[str, str]]:
@@ -106,17 +106,14 @@ def main() -> int:
         The exit code, where JupyterLab runs as a child.
 
     Raises:
-        Refusal: the port is no number, or study/ can't be written.
+        Refusal: the port is no number.
     """
     parser = argparse.ArgumentParser(prog="make lab", description=__doc__)
     parser.add_argument("--port", default="", help="where to begin to look for a free port")
     port = parser.parse_args().port
     if port and not (port.isdecimal() and int(port) < 65536):
         raise Refusal(f"PORT is a number below 65536, got {port!r}")
-    try:
-        kept = update(ROOT, manifest.load())
-    except OSError as error:
-        raise Refusal(f"study/ could not be brought up to date: {error}") from None
+    kept = update(ROOT, manifest.load())
     print("\n".join(["Your copies of the chapters are in study/.", *kept]))
     print("Starting JupyterLab on them; Ctrl-C twice ends it.", flush=True)
     return bootstrap.become(*jupyter(ROOT, port))

@@ -1,11 +1,14 @@
-"""`python -m tools.readme [--check]`: the table of chapters in the READMEs, from book.toml."""
+"""`python -m tools.readme [--check]`: the READMEs' table, from book.toml, and their figure."""
 
 import argparse
+import base64
 import re
 from pathlib import Path
 
 from tools import ROOT, Refusal, command, manifest, write_file
+from tools.notebooks import has_tag, read
 
+FIGURE = "site/readme.png"
 TABLE = re.compile(r"(<!-- chapters -->\n).*?(<!-- /chapters -->)", re.S)
 
 
@@ -59,24 +62,43 @@ def updated(path: Path, book: manifest.Book) -> str:
     return text
 
 
-def write(root: Path, book: manifest.Book) -> list[str]:
-    """Bring the tables of all READMEs up to date.
+def figure(root: Path, book: manifest.Book) -> bytes | None:
+    """The picture of the READMEs: what the first cell tagged `readme-figure` drew.
 
     Args:
         root: the repository.
         book: the manifest.
 
     Returns:
-        The names of the READMEs that were behind.
+        A PNG file; None if no chapter has such a cell with a picture.
+    """
+    for chapter in book.chapters:
+        for cell in read(chapter.notebook(root)).cells:
+            for output in cell.outputs if has_tag(cell, "readme-figure") else []:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output.data["image/png"])
+    return None
+
+
+def write(root: Path, book: manifest.Book) -> list[str]:
+    """Bring the tables of all READMEs and their figure up to date.
+
+    Args:
+        root: the repository.
+        book: the manifest.
+
+    Returns:
+        The names of the files that were behind.
     """
     behind = stale(root, book)
-    for name in behind:
-        write_file(root / name, updated(root / name, book).encode())
+    for name, content in _wanted(root, book).items():
+        if name in behind:
+            write_file(root / name, content)
     return behind
 
 
 def stale(root: Path, book: manifest.Book) -> list[str]:
-    """The READMEs whose table differs from book.toml.
+    """The READMEs whose table differs from book.toml, and the figure if it is not the chapter's.
 
     Args:
         root: the repository.
@@ -85,15 +107,25 @@ def stale(root: Path, book: manifest.Book) -> list[str]:
     Returns:
         Their names.
     """
-    paths = sorted(root.glob("README*.md"))
-    return [path.name for path in paths if updated(path, book) != path.read_text(encoding="utf-8")]
+    wanted = _wanted(root, book).items()
+    return [name for name, content in wanted if _content(root / name) != content]
+
+
+def _wanted(root: Path, book: manifest.Book) -> dict[str, bytes]:
+    tables = {path.name: updated(path, book).encode() for path in sorted(root.glob("README*.md"))}
+    picture = figure(root, book)
+    return tables if picture is None else tables | {FIGURE: picture}
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def main() -> int:
-    """Write the tables, or only look with --check.
+    """Write tables and figure, or only look with --check.
 
     Returns:
-        The exit code, 1 if --check found a table that is behind.
+        The exit code, 1 if --check found a file that is behind.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
@@ -102,7 +134,7 @@ def main() -> int:
         return 0
     behind = stale(ROOT, manifest.load())
     for name in behind:
-        print(f"{name}: its table is not book.toml's; run python -m tools.readme")
+        print(f"{name}: not what the chapters say; run python -m tools.readme")
     return bool(behind)
 
 

@@ -17,9 +17,9 @@ def main() -> int:
     arguments = parser.parse_args()
     chapter = manifest.find(manifest.load(), arguments.chapter)
     nb = notebooks.read(chapter.notebook())
-    notebooks.set_tier(nb, arguments.tier or "minute")
+    notebooks.set_tier(nb, arguments.tier)
     result = ROOT / "build" / "run" / f"{chapter.file}.ipynb"
-    print(f"Running {chapter.file}, tier {arguments.tier or 'minute'}.", flush=True)
+    print(f"Running {chapter.file}, tier {arguments.tier}.", flush=True)
     try:
         seconds = notebooks.execute(nb, chapter.notebook().parent)
     except (Refusal, KeyboardInterrupt):

@@ -105,7 +105,7 @@ def main() -> int:
         return run([LINT])
     book = manifest.load()
     if arguments.only == "check":
-        chapter = manifest.find(book, arguments.chapter or "00")
+        chapter = manifest.find(book, arguments.chapter)
         return run([LINT, unit_tests(browser=False), chapters(str(chapter.notebook()))])
     paths = [str(chapter.notebook()) for chapter in book.chapters]
     return run([LINT, unit_tests(browser=True), chapters(*paths)])

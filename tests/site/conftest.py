@@ -88,7 +88,7 @@ def lab(course, tmp_path_factory):
     command += ["--MappingKernelManager.cull_idle_timeout=20"]
     command += ["--MappingKernelManager.cull_interval=10"]
     with open(home / "log", "w") as log:
-        environment = os.environ | own | {"OMP_NUM_THREADS": "2"}
+        environment = os.environ | own | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -80,7 +80,7 @@ def run_and_saved(page: Page, path: Path) -> list[nbformat.NotebookNode]:
     """The code cells as saved after the last one has run, or one has failed."""
     for _ in range(400):
         page.keyboard.press("Control+s")
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(3000)
         with contextlib.suppress(nbformat.reader.NotJSONError):  # caught while it was written
             cells = code_cells(nbformat.read(path, as_version=4))
             if cells[-1].execution_count or errors(cells):

@@ -115,7 +115,7 @@ def test_without_its_record_a_copy_that_differs_is_kept(course, update, copy, or
     assert len(update()) == 1
 
 
-def test_results_are_copied_and_refreshed_beside_the_learners_own(course, update, copy):
+def test_results_follow_the_course_until_the_learner_makes_them(course, update, copy):
     results = course.root / "chapters" / "results" / "00"
     results.mkdir(parents=True)
     (results / "curve.json").write_text("1")
@@ -124,8 +124,12 @@ def test_results_are_copied_and_refreshed_beside_the_learners_own(course, update
     assert (study / "curve.json").read_text() == "1"
     (study / "mine.json").write_text("mine")
     (results / "curve.json").write_text("2")
-    update()
+    assert update() == []
     assert (study / "curve.json").read_text() == "2"
+    (study / "curve.json").write_text("my own run")
+    (line,) = update()
+    assert line.startswith("study/results/00/curve.json: you have changed it")
+    assert (study / "curve.json").read_text() == "my own run"
     assert (study / "mine.json").read_text() == "mine"
 
 

@@ -27,3 +27,11 @@ def test_an_unknown_chapter_is_one_line_and_no_traceback(course):
     done = course.run("tools.run", "--chapter", "99")
     assert done.returncode == 1
     assert done.stdout == "no chapter '99'; book.toml has: 00_start (CHAPTER=00 is enough)\n"
+
+
+def test_what_the_system_refuses_is_one_line_and_no_traceback(course):
+    (course.root / "build").write_text("a file, where a folder is needed")
+    done = course.run("tools.run", "--chapter", "00")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert "build/run'" in done.stdout.splitlines()[-1]
