@@ -215,6 +215,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     assert weight.item() == 0
 
 
+@pytest.fixture
+def _ctrl_c():
+    """Python's own handler, which a process started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_interrupts_wait_until_the_update_is_whole():
     model, optimizer, loss = quadratic()
     half = optimizer.step

@@ -32,7 +32,7 @@ def update(root: Path, book: manifest.Book) -> list[str]:
     results = sorted(path for path in (chapters / "results").rglob("*") if path.is_file())
     kept = []
     for source in [*(chapter.notebook(root) for chapter in book.chapters), *results]:
-        name = str(source.relative_to(chapters))
+        name = source.relative_to(chapters).as_posix()
         copy = study / name
         content = source.read_bytes()
         new = {"file": hashlib.sha256(content).hexdigest(), "own": own(source)}

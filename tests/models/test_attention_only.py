@@ -117,7 +117,7 @@ def test_one_head_answers_one_of_two_questions_and_two_heads_both():
     recalled, _, _ = trained(recall.two_keys, 100, **sizes)
     assert recalled.max() > 0.9
     assert recalled.min() < 0.2
-    recalled, _, _ = trained(recall.two_keys, 100, heads=2, **sizes)
+    recalled, _, _ = trained(recall.two_keys, 150, heads=2, **sizes)
     assert recalled.min() > 0.99
 
 
