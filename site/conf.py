@@ -51,12 +51,9 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 
-# JupyterLab numbers equations, theorems and exercises anew in each notebook: so does the book.
-math_numfig = False
-
 
 def number_anew(app, env):
-    """Count each page's theorems, exercises and figures from one."""
+    """Count each page's equations, theorems, exercises and figures from one, as JupyterLab does."""
     for kinds in env.toc_fignumbers.values():
         for numbers in kinds.values():
             for place, label in enumerate(numbers, 1):

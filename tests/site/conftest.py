@@ -17,7 +17,7 @@ import pytest
 import sample
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, site
+from tools import KERNEL_ENVIRONMENT, ROOT, site
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -88,7 +88,7 @@ def lab(course, tmp_path_factory):
     command += ["--MappingKernelManager.cull_idle_timeout=20"]
     command += ["--MappingKernelManager.cull_interval=10"]
     with open(home / "log", "w") as log:
-        environment = os.environ | own | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | own | KERNEL_ENVIRONMENT
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
