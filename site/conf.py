@@ -32,7 +32,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 
 html_static_path = ["static"]
-mathjax_path = f"https://cdn.jsdelivr.net/npm/mathjax@{MATHJAX}/es5/tex-mml-chtml.js"
+# Without it Sphinx takes MathJax from its own default address.
 if (ROOT / "build" / f"mathjax-{MATHJAX}").is_dir():
     html_static_path.append(str(ROOT / "build" / f"mathjax-{MATHJAX}"))
     mathjax_path = "mathjax/tex-mml-chtml.js"

@@ -171,7 +171,7 @@ def boxed(nb: NotebookNode) -> Iterator[str]:
 
 
 def proofs(nb: NotebookNode) -> Iterator[str]:
-    """Cells whose output nbval compares have one, and it is text.
+    """Cells whose output nbval compares have one, and it is printed text.
 
     Args:
         nb: the notebook.
@@ -185,5 +185,10 @@ def proofs(nb: NotebookNode) -> Iterator[str]:
         name = cell_name(nb, index)
         if not cell.outputs:
             yield f"{name}: tagged nbval-check-output, but no output is stored"
+        if any(output.output_type == "execute_result" for output in cell.outputs):
+            yield (
+                f"{name}: tagged nbval-check-output, but shows the value of its last line, which "
+                "may differ between machines: print what is meant, or end the line with ;"
+            )
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             yield f"{name}: tagged nbval-check-output, but draws a figure, which is never compared"

@@ -86,6 +86,10 @@ def test_more_seconds_than_the_manifest_allows_are_a_fault(good):
         (lambda nb: nb.cells[7].update(metadata={}), "cell 7 (## Derivation): no cell tagged"),
         (lambda nb: nb.cells[7].update(outputs=[]), "check-output, but no output is stored"),
         (output(7, "display_data", image(9)), "check-output, but draws a figure"),
+        (
+            output(7, "execute_result", {"text/plain": "5e-14"}, execution_count=3),
+            "shows the value of its last line",
+        ),
         (output(7, "stream", name="stderr", text="10%|█ | 1/10 [00:00<"), "wrote to stderr: 10%"),
     ],
 )
