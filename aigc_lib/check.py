@@ -1,7 +1,7 @@
 """How a chapter proves a claim: each function prints it in stable words, or raises ClaimFailed.
 
 What is printed names the tolerance and never the measured error, so that it is the same text on
-every machine; the measured error is what the function returns.
+every machine; the measured error is what the function returns, and a notebook does not show it.
 """
 
 import ast
@@ -17,6 +17,13 @@ from torch import Tensor, nn
 
 class ClaimFailed(AssertionError):
     """A claim that a chapter makes does not hold."""
+
+
+class Measured(float):
+    """A number that differs from machine to machine, so a cell that ends in it shows nothing."""
+
+    def _ipython_display_(self):
+        pass
 
 
 def identity(
@@ -46,7 +53,7 @@ def identity(
     error = _error(_tensor(left), _tensor(right), claim)
     _require(error < tol, claim, f"expected an error < {tol:g}, got {error:.3g}")
     print(f"{claim}: holds, error < {tol:g}")
-    return error
+    return Measured(error)
 
 
 def monte_carlo(
@@ -93,7 +100,7 @@ def monte_carlo(
     off = 0.0 if bool((distance <= 1e-12 * (1 + expected.abs())).all()) else off
     _require(off <= 4, claim, f"expected at most 4 standard errors, got {off:.1f}")
     print(f"{claim}: holds within 4 standard errors")
-    return off
+    return Measured(off)
 
 
 def band(claim: str, value: Tensor | float | int, low: float | int, high: float | int) -> float:
@@ -117,7 +124,7 @@ def band(claim: str, value: Tensor | float | int, low: float | int, high: float 
     value = float(value)
     _require(low <= value <= high, claim, f"expected within [{low:g}, {high:g}], got {value:.6g}")
     print(f"{claim}: within [{low:g}, {high:g}]")
-    return value
+    return Measured(value)
 
 
 def same_function(
@@ -276,4 +283,4 @@ def _compare(claim: str, ours: dict, theirs: dict, tol: float, words: str) -> fl
         _require(error < tol, claim, f"expected {name} to differ by < {tol:g}, got {error:.3g}")
         worst = max(worst, error)
     print(f"{claim}: {words}, error < {tol:g}")
-    return worst
+    return Measured(worst)

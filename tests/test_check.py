@@ -1,5 +1,6 @@
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from torch import nn
 
 from aigc_lib import check
@@ -140,6 +141,12 @@ def test_same_module_wants_the_same_names():
 
 def test_same_module_compares_in_float64(generator):
     assert check.same_module(Linear(), nn.Linear(3, 2), torch.randn(64, 3)) < 1e-12
+
+
+def test_a_notebook_shows_no_measured_number():
+    assert DisplayFormatter().format(check.identity("a", 1, 1)) == ({}, {})
+    assert DisplayFormatter().format(check.band("b", 1, 0, 2)) == ({}, {})
+    assert DisplayFormatter().format(1.0) == ({"text/plain": "1.0"}, {})
 
 
 def example(x: int) -> int:

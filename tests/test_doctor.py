@@ -59,8 +59,8 @@ def test_it_prints_one_line_for_each_finding(capsys):
     ("version", "advice"),
     [
         ("2.13.4+cpu", ""),
-        ("1.9", "the course is tested with <2.14,>=2.13: make lab, or upgrade it"),
-        ("3.0", "the course is tested with <2.14,>=2.13: make lab, or upgrade it"),
+        ("1.9", "the course is tested with <2.14,>=2.11: make lab, or upgrade it"),
+        ("3.0", "the course is tested with <2.14,>=2.11: make lab, or upgrade it"),
     ],
 )
 def test_a_version_out_of_range_is_named(monkeypatch, version, advice):

@@ -188,7 +188,7 @@ def proofs(nb: NotebookNode) -> Iterator[str]:
         if any(output.output_type == "execute_result" for output in cell.outputs):
             yield (
                 f"{name}: tagged nbval-check-output, but shows the value of its last line, which "
-                "may differ between machines: print what is meant, or end the line with ;"
+                "may differ between machines: print what is meant"
             )
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             yield f"{name}: tagged nbval-check-output, but draws a figure, which is never compared"
