@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COURSE = @$(PYTHON) tools/bootstrap.py -m
 
-.PHONY: help lab test check run refresh book lint doctor clean
+.PHONY: help lab test check run refresh book kernels bench lint doctor clean
 
 help: ## what each target does (this list)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' Makefile | expand -t 18
@@ -24,6 +24,12 @@ refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
 
 book: ## render the book into _build/html/
 	$(COURSE) tools.site
+
+kernels: ## Triton kernels without a GPU: interpreted against references, compiled for two GPUs
+	$(COURSE) tools.suite --only kernels
+
+bench: ## race the ops against their peers, write bench/results/ [ONLY=norm]
+	$(COURSE) bench $(addprefix --only=,$(ONLY))
 
 lint: ## ruff on code and notebooks, pydoclint on docstrings
 	$(COURSE) tools.suite --only lint

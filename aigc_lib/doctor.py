@@ -25,7 +25,7 @@ class Row:
 
 
 def report() -> list[Row]:
-    """Look at the packages, the processor and the accelerators.
+    """Look at the packages, the processor, the accelerators and the ops' implementations.
 
     Returns:
         The findings, ending with what they mean for the course.
@@ -44,6 +44,7 @@ def report() -> list[Row]:
         *cuda,
         _mps(torch),
         _triton(),
+        *_ops(torch, cuda_works),
         _tiers(cuda_works),
     ]
 
@@ -154,11 +155,21 @@ def _triton() -> Row:
     except ImportError:
         advice = ""
         if sys.platform == "linux" and platform.machine() == "x86_64":
-            advice = f"needed only for the chapters on kernels: {INSTALL_KERNELS}"
+            advice = f"needed only by those who work on kernels: {INSTALL_KERNELS}"
         return Row("Triton", "not installed", advice)
     except Exception as error:
         return Row("Triton", f"import fails: {error}", f"reinstall it: {INSTALL_KERNELS}")
     return Row("Triton", triton.__version__)
+
+
+def _ops(torch, cuda_works: bool) -> list[Row]:
+    """What each op takes when nobody chooses, and the measurement that this rests on."""
+    dispatch = importlib.import_module("aigc_lib.ops.dispatch")
+    capability = None
+    if cuda_works:
+        properties = torch.cuda.get_device_properties(0)
+        capability = (properties.major, properties.minor)
+    return [Row(f"op {op}", dispatch.decision(op, capability)) for op in dispatch.OPS]
 
 
 def _tiers(cuda_works: bool) -> Row:
@@ -172,9 +183,9 @@ def main() -> None:
     rows = report()
     following = [row.advice for row in rows[1:]] + [""]
     for row, next_advice in zip(rows, following, strict=True):
-        print(f"{row.name:16} {row.found}")
+        print(f"{row.name:24} {row.found}")
         if row.advice and row.advice != next_advice:
-            print(f"{'':16} -> {row.advice}")
+            print(f"{'':24} -> {row.advice}")
 
 
 if __name__ == "__main__":

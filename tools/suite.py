@@ -5,6 +5,7 @@ A phase that fails does not stop the next one; the last line says what passed an
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ LINT = Phase(
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["pydoclint.main", "--quiet", "aigc_lib", "tools"],
+        ["pydoclint.main", "--quiet", "aigc_lib", "tools", "bench"],
     ],
 )
 
@@ -42,10 +43,27 @@ def unit_tests(browser: bool) -> Phase:
         The phase.
     """
     workers = str(min(4, os.cpu_count() or 1))
-    line = ["pytest", "tests", "-n", workers, "--dist", "loadfile"]
+    line = ["pytest", "tests", "--ignore=tests/kernels", "-n", workers, "--dist", "loadfile"]
     if not browser:
         line += ["-m", "not browser"]
     return Phase("unit tests", [line], {"OMP_NUM_THREADS": "1"})
+
+
+def kernels() -> list[Phase]:
+    """The Triton kernels, without a GPU: interpreted against their references, then compiled.
+
+    Returns:
+        Two phases, for a process can't do both; none where there is no Triton.
+    """
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed (it exists for Linux on x86-64): its kernels stay untested.")
+        return []
+    workers = str(min(4, os.cpu_count() or 1))
+    line = ["pytest", "tests/kernels", "-m", "not gpu", "-n", workers, "--dist", "load"]
+    return [
+        Phase("kernels, interpreted", [line], {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}),
+        Phase("kernels, compiled", [["tools.kernels"]], {"TRITON_INTERPRET": "0"}),
+    ]
 
 
 def chapters(*paths: str) -> Phase:
@@ -98,17 +116,19 @@ def main() -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="make test", description=__doc__)
-    parser.add_argument("--only", choices=["lint", "check"], help="less than everything")
+    parser.add_argument("--only", choices=["lint", "check", "kernels"], help="less than everything")
     parser.add_argument("--chapter", default="00", help="the one that `check` runs")
     arguments = parser.parse_args()
     if arguments.only == "lint":
         return run([LINT])
+    if arguments.only == "kernels":
+        return run(kernels())
     book = manifest.load()
     if arguments.only == "check":
         chapter = manifest.find(book, arguments.chapter)
         return run([LINT, unit_tests(browser=False), chapters(str(chapter.notebook()))])
     paths = [str(chapter.notebook()) for chapter in book.chapters]
-    return run([LINT, unit_tests(browser=True), chapters(*paths)])
+    return run([LINT, unit_tests(browser=True), *kernels(), chapters(*paths)])
 
 
 if __name__ == "__main__":

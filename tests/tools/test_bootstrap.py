@@ -160,7 +160,7 @@ def test_the_download_is_announced_and_torch_comes_from_its_index(root, monkeypa
     torch = [step for step in steps if step[-1] == "torch"]
     assert [step[-2] for step in torch] == ([index] if index else [])
     assert all("constraints.txt" in step for step in steps[1:])
-    assert steps[-1][-2:] == ["-e", ".[course,test,site]"]
+    assert steps[-1][-2:] == ["-e", f".[{bootstrap.EXTRAS}]"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""For each file of kernels, calls that reach every configuration that it ships."""
