@@ -13,7 +13,8 @@ from tools import manifest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "aigc_lib").rglob("*.py"))
-CODE = [*LIBRARY, *sorted((ROOT / "tools").rglob("*.py")), *sorted((ROOT / "site").glob("*.py"))]
+OTHERS = [path for part in ("bench", "site", "tools") for path in (ROOT / part).rglob("*.py")]
+CODE = [*LIBRARY, *sorted(OTHERS)]
 each = pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
 
 # Which parts of aigc_lib a part may import (besides itself).

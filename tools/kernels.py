@@ -144,7 +144,9 @@ def _inspect(binary, label, capability, dtype) -> Compiled:
         registers, stack = map(
             int, USAGE.search(_cuobjdump("--dump-resource-usage", file)).groups()
         )
-        tensor_cores = len(TENSOR_CORES.findall(_cuobjdump("--dump-sass", file)))
+        multiplies = _multiplies(binary.asm["ttir"])
+        # To take a binary apart costs more than to make it.
+        sass = "" if multiplies == "no matrices" else _cuobjdump("--dump-sass", file)
     return Compiled(
         kernel=binary.metadata.name,
         label=label,
@@ -154,8 +156,8 @@ def _inspect(binary, label, capability, dtype) -> Compiled:
         registers=registers,
         stack=stack,
         shared=binary.metadata.shared,
-        multiplies=_multiplies(binary.asm["ttir"]),
-        tensor_cores=tensor_cores,
+        multiplies=multiplies,
+        tensor_cores=len(TENSOR_CORES.findall(sass)),
     )
 
 

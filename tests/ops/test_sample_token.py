@@ -1,0 +1,367 @@
+import math
+
+import pytest
+import torch
+
+from aigc_lib.ops.sample_token import sample_token
+
+INF = math.inf
+BOTH = pytest.mark.parametrize("impl", ["reference", "torch"])
+BELOW_ONE = 1 - 2.0**-24
+
+# Two ties, one token that is forbidden, one that hardly has a chance.
+ROW = [1.0, -0.5, 2.0, -INF, 1.0, -0.5, 0.3, -9.0]
+
+SETTINGS = {
+    "plain": {},
+    "cold": {"temperature": 0.4},
+    "hot": {"temperature": 3},
+    "top-k": {"top_k": 4},
+    "top-k in a tie": {"top_k": 2},
+    "top-k beyond the finite ones": {"top_k": 8},
+    "top-k beyond all": {"top_k": 100},
+    "top-p": {"top_p": 0.85},
+    "top-p in a tie": {"top_p": 0.6},
+    "top-p of nearly all": {"top_p": 0.9999},
+    "everything": {"temperature": 1.7, "top_k": 5, "top_p": 0.8},
+    "top-p before the end of a tie of top-k": {"top_k": 2, "top_p": 0.9},
+}
+EACH = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+
+
+def masses(row, temperature=1.0, top_k=None, top_p=None):
+    """exp(z / temperature) of every token, 0 for those not kept, straight from the definition."""
+    mass = [math.exp((z - max(row)) / temperature) for z in row]
+
+    def at_least(threshold):
+        return [m if z >= threshold else 0.0 for m, z in zip(mass, row, strict=True)]
+
+    if top_k is not None:
+        mass = at_least(sorted(row)[-min(top_k, len(row))])
+    if top_p is not None:
+        enough = [t for t in row if sum(at_least(t)) >= top_p * sum(mass)]
+        mass = at_least(max(enough))
+    return mass
+
+
+def drawn(mass, u):
+    """The first token at which the mass so far exceeds the share u."""
+    so_far = 0.0
+    for token, m in enumerate(mass):
+        so_far += m
+        if so_far > u * sum(mass):
+            return token
+    raise AssertionError("u was not below 1")
+
+
+def grid(count):
+    """Numbers in the middle of equal parts of [0, 1)."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
+def tokens(row, uniform, **settings):
+    """What each of the numbers draws from one row."""
+    row = torch.as_tensor(row, dtype=torch.float64)
+    return sample_token(row.expand(len(uniform), -1), uniform=uniform, **settings)
+
+
+def frequencies(row, count=4000, **settings):
+    """The share of a fine grid of numbers that draws each token."""
+    counts = tokens(row, grid(count), **settings).bincount(minlength=len(row))
+    return counts.double() / count
+
+
+@BOTH
+@EACH
+def test_every_number_draws_what_the_cumulative_table_says(settings, impl):
+    mass = masses(ROW, **settings)
+    # No number of the grid is that near to a boundary, where rounding decides.
+    uniform = torch.cat([grid(1000), torch.tensor([1e-12, BELOW_ONE], dtype=torch.float64)])
+    want = [drawn(mass, u) for u in uniform.tolist()]
+    assert tokens(ROW, uniform, impl=impl, **settings).tolist() == want
+
+
+def test_the_cases_above_keep_what_their_names_say():
+    kept = {name: [m > 0 for m in masses(ROW, **s)] for name, s in SETTINGS.items()}
+    kept = {name: [v for v, k in enumerate(row) if k] for name, row in kept.items()}
+    assert kept["top-k"] == [0, 2, 4, 6]
+    assert kept["top-k in a tie"] == [0, 2, 4]
+    assert kept["top-p in a tie"] == kept["top-k in a tie"]
+    assert kept["top-k beyond all"] == kept["plain"] == [0, 1, 2, 4, 5, 6, 7]
+    assert kept["everything"] == [0, 2, 4, 6]
+    assert kept["top-p before the end of a tie of top-k"] == [0, 2, 4]
+
+
+@BOTH
+@EACH
+def test_draws_have_the_exact_frequencies(settings, impl, generator):
+    count = 20_000
+    logits = torch.tensor(ROW, dtype=torch.float64).expand(count, -1)
+    counts = sample_token(logits, generator=generator, impl=impl, **settings).bincount(minlength=8)
+    mass = torch.tensor(masses(ROW, **settings), dtype=torch.float64)
+    assert (counts[mass == 0] == 0).all()
+    expected = count * mass / mass.sum()
+    likely = expected > 5
+    distance = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
+    freedom = int(likely.sum()) - 1
+    assert distance < freedom + 5 * math.sqrt(2 * freedom)
+    assert (counts[~likely] < 20).all()
+
+
+@BOTH
+@EACH
+def test_a_permuted_vocabulary_has_a_permuted_distribution(settings, impl):
+    order = torch.tensor([6, 2, 7, 0, 3, 5, 1, 4])
+    here = frequencies(ROW, impl=impl, **settings)
+    there = frequencies(torch.tensor(ROW)[order], impl=impl, **settings)
+    assert float((there - here[order]).abs().max()) < 2 / 4000
+
+
+@BOTH
+def test_a_shift_of_the_logits_changes_nothing(impl):
+    uniform = grid(500)
+    moved = torch.tensor(ROW, dtype=torch.float64) + 700
+    for settings in SETTINGS.values():
+        want = tokens(ROW, uniform, impl=impl, **settings)
+        assert torch.equal(tokens(moved, uniform, impl=impl, **settings), want)
+
+
+@BOTH
+def test_rows_do_not_see_each_other(impl):
+    logits, uniform = torch.randn(6, 50, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    settings = {"top_k": 20, "top_p": 0.8, "impl": impl}
+    whole = sample_token(logits, uniform=uniform, **settings)
+    for b in range(6):
+        one = sample_token(logits[b : b + 1], uniform=uniform[b : b + 1], **settings)
+        assert torch.equal(one, whole[b : b + 1])
+
+
+@BOTH
+def test_limits_are_greedy_or_keep_everything(impl):
+    logits, uniform = torch.randn(20, 30), torch.rand(20)
+    same = {"uniform": uniform, "impl": impl}
+    largest = logits.argmax(1)
+    for greedy in ({"temperature": 0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-6}):
+        assert torch.equal(sample_token(logits, **same, **greedy), largest)
+    for extreme in (1e-45, 1e-300):
+        assert torch.equal(sample_token(logits, temperature=extreme, **same), largest)
+        assert torch.equal(sample_token(logits, top_p=extreme, **same), largest)
+    everything = sample_token(logits, **same)
+    assert torch.equal(sample_token(logits, top_p=1, top_k=30, **same), everything)
+    # Infinitely hot: every token alike.
+    equal = sample_token(logits, temperature=1e300, **same)
+    assert torch.equal(equal, (uniform * 30).long())
+
+
+@BOTH
+def test_greedy_takes_the_first_of_several_and_no_randomness(impl, generator):
+    state = generator.get_state()
+    logits = torch.tensor([ROW, [0.0, 3.0, 3.0, 1.0, 3.0, 0, 0, 0], [-INF] * 7 + [-5.0]])
+    token = sample_token(logits, temperature=0, top_k=3, generator=generator, impl=impl)
+    assert token.tolist() == [2, 1, 7]
+    assert torch.equal(generator.get_state(), state)
+
+
+def kept_by_sorting(logits, temperature=1.0, top_k=None, top_p=None):
+    """Another way to the kept tokens: least probable first, dropped while their sum is small."""
+    z = logits / temperature
+    if top_k is not None:
+        z = z.masked_fill(z < z.topk(top_k)[0][:, -1:], -INF)
+    if top_p is not None:
+        ascending, places = z.sort(1)
+        dropped = ascending.softmax(1).cumsum(1) <= 1 - top_p
+        dropped[:, -1] = False
+        z = z.masked_fill(dropped.scatter(1, places, dropped), -INF)
+    return z.softmax(1)
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.7), (9, 0.6), (20, 0.999)])
+def test_the_kept_tokens_are_those_of_the_usual_sorted_form(impl, temperature, top_k, top_p):
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    logits = 2 * torch.randn(4, 20, dtype=torch.float64)
+    for row, want in zip(logits, kept_by_sorting(logits, **settings), strict=True):
+        have = frequencies(row, count=20_000, impl=impl, **settings)
+        assert float((have - want).abs().max()) < 2 / 20_000
+        assert (have[want == 0] == 0).all()
+
+
+def at_a_boundary(logits, uniform, token, **settings):
+    """Whether u is within rounding of the piece of [0, 1) that belongs to the token."""
+    rows = zip(logits.tolist(), uniform.tolist(), token.tolist(), strict=True)
+    near = []
+    for row, u, t in rows:
+        mass = torch.tensor(masses(row, **settings), dtype=torch.float64)
+        end = mass.cumsum(0) / mass.sum()
+        near.append(end[t] - mass[t] / mass.sum() - 1e-5 <= u <= end[t] + 1e-5)
+    return torch.tensor(near)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fast_and_exact_form_agree_in_low_precision(settings, dtype):
+    logits, uniform = (3 * torch.randn(60, 50)).to(dtype), torch.rand(60)
+    fast = sample_token(logits, uniform=uniform, impl="torch", **settings)
+    exact = sample_token(logits, uniform=uniform, impl="reference", **settings)
+    assert fast.dtype == exact.dtype == torch.int64
+    assert int((fast != exact).sum()) <= 1
+    assert at_a_boundary(logits, uniform, fast, **settings).all()
+    assert at_a_boundary(logits, uniform, exact, **settings).all()
+    default = sample_token(logits, uniform=uniform, **settings)
+    assert torch.equal(default, fast)
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_no_number_draws_a_forbidden_token(settings, impl, dtype):
+    # Forbidden tokens at both ends, and so many that a running sum rounds.
+    row = torch.randn(300).to(dtype)
+    row[:7] = row[-7:] = row[100:200] = -INF
+    edges = [0.0, 1e-45, 2.0**-24, 0.5, 1 - 2.0**-23, BELOW_ONE, 1.0]
+    token = sample_token(
+        row.expand(len(edges), -1), uniform=torch.tensor(edges), impl=impl, **settings
+    )
+    mass = torch.tensor(masses(row.tolist(), **settings))
+    assert (mass[token] > 0).all()
+    kept = mass.nonzero()[:, 0]
+    assert int(token[0]) == int(kept[0])
+    assert int(token[-1]) == int(kept[-1])
+
+
+@BOTH
+def test_double_precision_numbers_next_to_one_draw_the_last_kept_token(impl):
+    uniform = torch.tensor([1 - 2.0**-53, 1.0], dtype=torch.float64)
+    assert tokens([*ROW[:6], -INF], uniform, impl=impl).tolist() == [5, 5]
+
+
+@BOTH
+@EACH
+def test_a_row_without_a_distribution_yields_some_token(settings, impl):
+    row = torch.zeros(6, 8)
+    row[0], row[1], row[2, 3], row[3, 4], row[4, 5], row[5, 2] = -INF, math.nan, math.nan, INF, 0, 1
+    for greedy in ({}, {"temperature": 0}):
+        token = sample_token(row, uniform=torch.full((6,), 0.7), impl=impl, **settings | greedy)
+        assert ((token >= 0) & (token < 8)).all()
+
+
+@BOTH
+def test_huge_logits_and_a_cold_temperature(impl):
+    row = [-1e4, 1e4, 1e4 - 0.001, -INF, 0.0]
+    have = frequencies(row, temperature=1e-3, impl=impl)
+    want = torch.tensor(masses(row, temperature=1e-3), dtype=torch.float64)
+    assert float((have - want / want.sum()).abs().max()) < 2 / 4000
+
+
+def test_one_seed_draws_the_same_tokens_from_every_implementation(generator):
+    logits = torch.randn(50, 40)
+    state = generator.get_state()
+    drawn = []
+    for impl in ("reference", "torch"):
+        generator.set_state(state)
+        drawn.append(sample_token(logits, generator=generator, impl=impl))
+    uniform = torch.rand(50, generator=generator.set_state(state))
+    drawn.append(sample_token(logits, uniform=uniform))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    torch.manual_seed(3)
+    first = sample_token(logits)
+    assert not torch.equal(sample_token(logits), first)
+    torch.manual_seed(3)
+    assert torch.equal(sample_token(logits), first)
+
+
+@BOTH
+@EACH
+def test_strides_and_gradients_do_not_matter(settings, impl):
+    logits, uniform = torch.randn(5, 9), torch.rand(5)
+    want = sample_token(logits, uniform=uniform, impl=impl, **settings)
+    for strided in (logits.T.contiguous().T, torch.stack([logits, -logits], 2)[..., 0]):
+        assert not strided.is_contiguous()
+        assert torch.equal(sample_token(strided, uniform=uniform, impl=impl, **settings), want)
+    token = sample_token(logits.requires_grad_(), uniform=uniform, impl=impl, **settings)
+    assert torch.equal(token, want)
+    assert not token.requires_grad
+
+
+@BOTH
+def test_small_axes(impl):
+    for settings in ({}, {"temperature": 0}, {"top_k": 2, "top_p": 0.5}):
+        empty = sample_token(torch.randn(0, 7), impl=impl, **settings)
+        assert empty.shape == (0,)
+        assert empty.dtype == torch.int64
+        single = sample_token(torch.randn(3, 1), impl=impl, **settings)
+        assert single.tolist() == [0, 0, 0]
+
+
+@BOTH
+@EACH
+def test_no_value_is_looked_at_on_the_way(settings, impl):
+    # A tensor without values can't be asked for one, as one on a GPU can't be without waiting.
+    logits = torch.empty(4, 9, device="meta")
+    for greedy in ({}, {"temperature": 0}):
+        token = sample_token(logits, impl=impl, **settings | greedy)
+        assert (token.shape, token.dtype) == ((4,), torch.int64)
+
+
+@BOTH
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 4, "top_p": 0.8}])
+@pytest.mark.usefixtures("hook_off")
+def test_it_compiles_as_one_graph(settings, impl):
+    logits, uniform = torch.randn(6, 11), torch.rand(6)
+    torch.compiler.reset()
+    compiled = torch.compile(sample_token, fullgraph=True, backend="aot_eager")
+    want = sample_token(logits, uniform=uniform, impl=impl, **settings)
+    assert torch.equal(compiled(logits, uniform=uniform, impl=impl, **settings), want)
+    token = compiled(logits, impl=impl, **settings)
+    assert ((token >= 0) & (token < 11)).all()
+
+
+def refused(message, logits=None, **settings):
+    with pytest.raises(ValueError, match=message):
+        sample_token(torch.randn(2, 5) if logits is None else logits, **settings)
+
+
+@pytest.mark.usefixtures("hook_off")
+class TestBadInput:
+    def test_logits(self):
+        shape = r"expected floating-point logits of shape \(batch, vocabulary\), got"
+        refused(rf"{shape} torch.float32, \(5,\)", torch.randn(5))
+        refused(rf"{shape} torch.float32, \(2, 3, 4\)", torch.randn(2, 3, 4))
+        refused(rf"{shape} torch.int64, \(2, 5\)", torch.ones(2, 5, dtype=torch.int64))
+        refused("expected a vocabulary of at least one token, got none", torch.randn(2, 0))
+
+    @pytest.mark.parametrize("temperature", [-0.1, INF, math.nan])
+    def test_temperatures(self, temperature):
+        refused(f"expected a finite temperature >= 0, got {temperature}", temperature=temperature)
+
+    @pytest.mark.parametrize("top_k", [0, -1, 2.0, True])
+    def test_top_k(self, top_k):
+        refused(f"expected a whole top_k >= 1 or None, got {top_k!r}", top_k=top_k)
+
+    @pytest.mark.parametrize("top_p", [0, -0.1, 1.1, math.nan])
+    def test_top_p(self, top_p):
+        refused(rf"expected top_p in \(0, 1\] or None, got {top_p}", top_p=top_p)
+
+    def test_uniform_numbers(self):
+        one = r"expected one uniform number per row, shape \(2,\), got"
+        refused(rf"{one} \(3,\)", uniform=torch.rand(3))
+        refused(rf"{one} \(2, 1\)", uniform=torch.rand(2, 1))
+        numbers = "expected uniform numbers"
+        refused(f"{numbers} of torch.float32, got torch.float64", uniform=torch.rand(2).double())
+        refused(
+            f"{numbers} of torch.float32 or torch.float64, got torch.float16",
+            torch.randn(2, 5, dtype=torch.float64),
+            uniform=torch.rand(2).half(),
+        )
+        refused(f"{numbers} on cpu, got meta", uniform=torch.rand(2, device="meta"))
+        refused(
+            "expected uniform or a generator, got both",
+            uniform=torch.rand(2),
+            generator=torch.Generator(),
+        )
+
+    def test_implementations(self):
+        refused('impl="triton" can\'t run sample_token here: ', impl="triton")
+        refused('expected impl "reference", "torch", "triton" or None, got .fast', impl="fast")
