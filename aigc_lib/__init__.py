@@ -9,9 +9,12 @@ Map of the package (a learner can read all of it in a weekend):
     checkpoint   atomic save and load of tensors and JSON; nothing is ever unpickled
     train        the training loop, a generator of Step records
     ops          functions on tensors: formula, reference, dispatch
+    kernels      Triton, for the ops that have a kernel
     layers       modules shared by two or more models
     models       one family per file: a config and its modules
+    sampling     decoding: temperature, top-k, top-p, a cache of keys and values
     data         embedded data sets, made or already installed, one file per modality
+    metrics      bits per character, exact match, BLEU
 
 Shape letters, the same everywhere:
 

@@ -85,7 +85,9 @@ def load(path: str | os.PathLike) -> Any:
         raise CheckpointError(
             f"{path}: expected a readable checkpoint, got {error.strerror}"
         ) from error
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # A good file begins with a length, which may look like a pickle, but then with a brace.
+    pickled = data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if pickled and data[8:9] != b"{":
         raise CheckpointError(f"{path}: expected a safetensors file, got a pickle; never unpickled")
     try:
         tensors = _from_bytes(data)

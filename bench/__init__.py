@@ -7,6 +7,6 @@
     memory    peak memory of one call; on the CPU in a process of its own
     report    the table on the screen and the dated JSON file
 
-The other modules hold the cases: attention, norm, cross_entropy, linear_cross_entropy and
-sample_token.
+The other modules hold the cases: attention, norm, cross_entropy, linear_cross_entropy,
+sample_token and decode.
 """

@@ -17,7 +17,14 @@ from bench.arms import Arm, Case
 from tools import Refusal, command
 
 # In the order in which they run.
-SCRIPTS = ("attention", "norm", "cross_entropy", "linear_cross_entropy", "sample_token")
+SCRIPTS = (
+    "attention",
+    "norm",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "sample_token",
+    "decode",
+)
 
 
 def cases(script: str, device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:

@@ -10,9 +10,11 @@ HOOKED = [
     "aigc_lib.data",
     "aigc_lib.device",
     "aigc_lib.layers",
+    "aigc_lib.metrics",
     "aigc_lib.models",
     "aigc_lib.ops",
     "aigc_lib.plotting",
+    "aigc_lib.sampling",
     "aigc_lib.train",
 ]
 _hook = jaxtyping.install_import_hook(HOOKED, "beartype.beartype")

@@ -146,7 +146,7 @@ def _inspect(binary, label, capability, dtype) -> Compiled:
         )
         multiplies = _multiplies(binary.asm["ttir"])
         # To take a binary apart costs more than to make it.
-        sass = "" if multiplies == "no matrices" else _cuobjdump("--dump-sass", file)
+        sass = _cuobjdump("--dump-sass", file) if multiplies == "tensor cores" else ""
     return Compiled(
         kernel=binary.metadata.name,
         label=label,

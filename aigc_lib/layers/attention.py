@@ -4,7 +4,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from aigc_lib.layers.kv_cache import LayerCache, append
+from aigc_lib.layers.positions import rotate
 from aigc_lib.ops.attention import attention, attention_weights
+
+# Keys and values of a memory, as `MultiHeadAttention.project` gives them.
+Projected = tuple[Float[Tensor, "B H M K"], Float[Tensor, "B H M K"]]
 
 
 class MultiHeadAttention(nn.Module):
@@ -51,43 +56,57 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T C"],
-        memory: Float[Tensor, "B M C"] | None = None,
+        memory: Float[Tensor, "B M C"] | Projected | None = None,
         *,
         mask: Bool[Tensor, "..."] | None = None,
+        turns: Float[Tensor, "T half 2"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Let every token of x look something up.
 
         Args:
             x: the tokens that ask.
-            memory: the tokens that are asked (cross-attention); None means x (self-attention).
+            memory: the tokens that are asked (cross-attention), or what `project` made of them;
+                None means x (self-attention).
             mask: True where a token may attend; any shape that broadcasts to (B, H, T, M).
+            turns: rotary positions of x, rows of `rotary_table`; self-attention only.
+            cache: keys and values of earlier tokens, to which those of x are added; for a causal
+                layer without window, and then without memory and mask.
 
         Returns:
             (B, T, C) answers.
 
         Raises:
-            ValueError: x or memory is not of shape (B, tokens, C), or the mask does not fit.
+            ValueError: x or memory is not of shape (B, tokens, C), the mask does not fit, or turns
+                or a cache come where they have no meaning.
         """
-        memory = self._checked(x, memory)
+        self._check_call(x, memory, mask, turns, cache)
         q = self._split(self.query(x))  #                                  B H T K
-        k = self._split(self.key(memory))  #                               B H M K
-        v = self._split(self.value(memory))
-        out = attention(q, k, v, mask=mask, is_causal=self.is_causal, window=self.window)
+        k, v = self._keys_values(x, memory)  #                             B H M K
+        is_causal = self.is_causal
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        if cache is not None:
+            k, v = append(cache, k, v)
+            mask, is_causal = cache.mask, cache.mask is None
+        out = attention(q, k, v, mask=mask, is_causal=is_causal, window=self.window)
         return self.output(rearrange(out, "b h t k -> b t (h k)"))  #      B T C
 
     def weights(
         self,
         x: Float[Tensor, "B T C"],
-        memory: Float[Tensor, "B M C"] | None = None,
+        memory: Float[Tensor, "B M C"] | Projected | None = None,
         *,
         mask: Bool[Tensor, "..."] | None = None,
+        turns: Float[Tensor, "T half 2"] | None = None,
     ) -> Float[Tensor, "B H T M"]:
         """The attention maps that `forward` uses but never writes down.
 
         Args:
-            x: as in `forward`, like the next two.
+            x: as in `forward`, like the next three.
             memory: the tokens that are asked; None means x.
             mask: True where a token may attend.
+            turns: rotary positions of x.
 
         Returns:
             (B, H, T, M) weights, each row a distribution over the keys.
@@ -95,20 +114,52 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: x or memory is not of shape (B, tokens, C), or the mask does not fit.
         """
-        memory = self._checked(x, memory)
-        q, k = self._split(self.query(x)), self._split(self.key(memory))
+        self._check_call(x, memory, mask, turns, None)
+        q, (k, _) = self._split(self.query(x)), self._keys_values(x, memory)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         return attention_weights(q, k, mask=mask, is_causal=self.is_causal, window=self.window)
+
+    def project(self, memory: Float[Tensor, "B M C"]) -> Projected:
+        """Keys and values of a memory that is asked more than once.
+
+        Args:
+            memory: the tokens that are asked.
+
+        Returns:
+            Keys and values, (B, H, M, K) each, for `forward` and `weights`.
+
+        Raises:
+            ValueError: the memory is not of shape (B, tokens, C).
+        """
+        self._check(memory, "memory")
+        return self._split(self.key(memory)), self._split(self.value(memory))
+
+    def _keys_values(self, x, memory) -> tuple[Tensor, Tensor]:
+        if isinstance(memory, tuple):
+            return memory
+        return self.project(x if memory is None else memory)
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b t (h k) -> b h t k", h=self.heads)
 
-    def _checked(self, x: Tensor, memory: Tensor | None) -> Tensor:
-        memory = x if memory is None else memory
-        for name, tokens in (("x", x), ("memory", memory)):
-            if tokens.ndim != 3 or tokens.shape[2] != self.width or len(tokens) != len(x):
-                batch = "batch" if name == "x" else len(x)
+    def _check_call(self, x, memory, mask, turns, cache) -> None:
+        self._check(x, "x")
+        if isinstance(memory, Tensor):
+            self._check(memory, "memory", len(x))
+        if turns is not None and memory is not None:
+            raise ValueError("expected no turns beside a memory: its places are not those of x")
+        if cache is not None:
+            rules = [not self.is_causal, self.window, memory, mask]
+            if any(rule is not None and rule is not False for rule in rules):
                 raise ValueError(
-                    f"expected {name} of shape ({batch}, tokens, {self.width}), "
-                    f"got {tuple(tokens.shape)}"
+                    "expected a causal layer without window, memory and mask beside a cache"
                 )
-        return memory
+
+    def _check(self, tokens, name, batch="batch") -> None:
+        fits = tokens.ndim == 3 and tokens.shape[2] == self.width
+        if not fits or batch not in ("batch", len(tokens)):
+            raise ValueError(
+                f"expected {name} of shape ({batch}, tokens, {self.width}), "
+                f"got {tuple(tokens.shape)}"
+            )

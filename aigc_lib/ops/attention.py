@@ -13,6 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from aigc_lib.ops import dispatch
+
+# The kernel's widest head: beyond it PyTorch's own fused kernels win.
+_WIDEST = 128
+# How far a query sees without a band: more than any length, and sums with it stay below 2³¹.
+_EVERYTHING = 2**30
+
 
 def attention(
     q: Float[Tensor, "B H T K"],
@@ -43,30 +50,30 @@ def attention(
         window: query i sees keys with |i + M − T − j| < window only: with `is_causal` the last
             `window` keys up to its own place, without it as many to either side; needs T ≤ M.
         scale: factor on the dot products; None means 1/√K.
-        impl: "reference" spells the formula out, "torch" takes the fused kernels of PyTorch, None
-            chooses, today always "torch".
+        impl: "reference" spells the formula out, "torch" takes the fused kernels of PyTorch,
+            "triton" ours, which never visits keys outside a causal or windowed band, None chooses.
 
     Returns:
-        (B, H, T, K), of the inputs' dtype; empty where an input axis is empty.
+        (B, H, T, K), of the inputs' dtype; empty where an input axis is empty. Under autocast all
+        but "reference" compute and return autocast's dtype, as PyTorch's fused kernels do.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, or a setting is out of range.
+        ValueError: shapes, dtypes or devices differ, a setting is out of range, or impl can't run.
         TypeError: the mask is not a tensor of booleans.
     """
     _check(q, k, mask, is_causal, window, scale)
     _check_alike(k, v, "v")
     if v.shape != k.shape:
         raise ValueError(f"expected v of k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
-    if impl == "triton":
-        raise ValueError(
-            'expected impl "reference", "torch" or None, got "triton": attention has no Triton '
-            "kernel here, the fused kernels that torch calls are hard to beat"
-        )
-    if impl not in ("reference", "torch", None):
-        raise ValueError(f'expected impl "reference", "torch" or None, got {impl!r}')
+    if impl != "reference":
+        q, k, v = _autocast(q, k, v)
+    chosen = dispatch.choose("attention", impl, q, k, v, refusal=_refusal(q))
     # Fused kernels of older PyTorch crash on an empty axis.
-    chosen = _reference if impl == "reference" or not (q.numel() and k.numel()) else _torch
-    return chosen(q, k, v, mask, is_causal, window, scale)
+    if chosen == "reference" or not (q.numel() and k.numel()):
+        return _reference(q, k, v, mask, is_causal, window, scale)
+    if chosen == "triton":
+        return _triton(q, k, v, mask, is_causal, window, scale)
+    return _torch(q, k, v, mask, is_causal, window, scale)
 
 
 def attention_weights(
@@ -136,6 +143,76 @@ def _torch(q, k, v, mask, is_causal, window, scale) -> Tensor:
     return out.masked_fill(~alive, 0)
 
 
+def _triton(q, k, v, mask, is_causal, window, scale) -> Tensor:
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    left = _EVERYTHING if window is None else window - 1
+    right = 0 if is_causal else left
+    return attention_forward(q, k, v, mask, scale, left, right)[0]
+
+
+@torch.library.custom_op("aigc::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, left: int, right: int
+) -> tuple[Tensor, Tensor]:
+    """The output, and log₂ of the sum under each row's softmax, (B, H, T), in float32.
+
+    A query sees the keys from `left` before its own place to `right` after it.
+    """
+    from aigc_lib.kernels import attention_forward as kernels
+
+    return kernels.forward(q, k, v, mask, scale, left, right)
+
+
+@attention_forward.register_fake
+def _(q, k, v, mask, scale, left, right):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("aigc::attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    left: int,
+    right: int,
+    to_queries: bool,
+    to_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, and dk with dv, each where it is wanted, else without elements."""
+    from aigc_lib.kernels import attention_backward as kernels
+
+    return kernels.backward(q, k, v, out, lse, grad, mask, scale, left, right, to_queries, to_keys)
+
+
+@attention_backward.register_fake
+def _(q, k, v, out, lse, grad, mask, scale, left, right, to_queries, to_keys):
+    keys = k.shape if to_keys else (0,)
+    return q.new_empty(q.shape if to_queries else (0,)), k.new_empty(keys), v.new_empty(keys)
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, mask, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, *output, mask)
+
+
+def _backward(ctx, grad, _):
+    q, k, v, out, lse, mask = ctx.saved_tensors
+    to_q, to_k, to_v = ctx.needs_input_grad[:3]
+    dq, dk, dv = attention_backward(
+        q, k, v, out, lse, grad, mask, *ctx.settings, to_q, to_k or to_v
+    )
+    wanted = (dq if to_q else None, dk if to_k else None, dv if to_v else None)
+    return *wanted, None, None, None, None
+
+
+attention_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
 def _allowed(q, k, mask, is_causal, window) -> Tensor | None:
     """True where a query may attend, (T, M) or wider; None where nothing is forbidden."""
     num_queries, num_keys = q.shape[2], k.shape[2]
@@ -151,6 +228,27 @@ def _allowed(q, k, mask, is_causal, window) -> Tensor | None:
     if window is not None:
         allowed &= behind.abs() < window
     return allowed if mask is None else allowed & mask
+
+
+def _autocast(q, k, v):
+    """The inputs in autocast's dtype, where it is on and they are not float64."""
+    device = q.device.type
+    # There are devices without autocast, meta for one.
+    known = torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _refusal(q) -> str | None:
+    """Why the kernel can't take this call, None if it can."""
+    if q.shape[3] <= _WIDEST:
+        return None
+    return (
+        f"it holds heads of width {_WIDEST} at most, got {q.shape[3]}; beyond that the fused "
+        "kernels that torch calls win"
+    )
 
 
 def _check(q, k, mask, is_causal, window, scale) -> None:

@@ -4,6 +4,7 @@ from references import attention_by_loops
 from torch import nn
 
 from aigc_lib.layers.attention import MultiHeadAttention
+from aigc_lib.layers.positions import rotary_table, shift_matrix
 
 B, T, M, C, H = 2, 4, 6, 6, 3
 
@@ -75,6 +76,39 @@ def test_a_window_reaches_so_many_tokens_back():
     band = torch.ones(T, T, dtype=torch.bool).tril().triu(-1)
     want = noisy()(tokens(T), mask=band)
     assert torch.allclose(layer(tokens(T)), want, atol=1e-14)
+
+
+def test_turns_rotate_the_queries_and_keys_of_each_head_and_not_the_values():
+    # H = 3 heads of width 2: one pair in each.
+    layer, x = noisy(is_causal=True), tokens(T)
+    places = torch.tensor([0.0, 1.0, 5.0, 2.5], dtype=torch.float64)
+    turn = torch.stack([shift_matrix(-t, 2) for t in places.tolist()])
+    heads = [
+        (x @ w.weight.T).unflatten(2, (H, 2)).transpose(1, 2)
+        for w in (layer.query, layer.key, layer.value)
+    ]
+    q, k = (torch.einsum("tij,bhtj->bhti", turn, y) for y in heads[:2])
+    answer = attention_by_loops(q, k, heads[2], may_attend=lambda b, h, i, j: j <= i)
+    want = answer.transpose(1, 2).flatten(2) @ layer.output.weight.T
+    turns = rotary_table(places, 2)
+    assert torch.allclose(layer(x, turns=turns), want, atol=1e-12)
+    rebuilt = layer.weights(x, turns=turns) @ heads[2]
+    assert torch.allclose(rebuilt.transpose(1, 2).flatten(2) @ layer.output.weight.T, want)
+
+
+def test_with_turns_a_shift_of_all_places_changes_nothing():
+    layer, x, places = noisy(), tokens(T), torch.arange(T, dtype=torch.float64)
+    out = layer(x, turns=rotary_table(places, 2))
+    assert torch.allclose(layer(x, turns=rotary_table(places + 7, 2)), out, atol=1e-12)
+    assert not torch.allclose(layer(x, turns=rotary_table(places * 2, 2)), out, atol=1e-3)
+
+
+def test_a_memory_may_be_projected_once():
+    layer, x, memory = noisy(bias=True), tokens(T), tokens(M, seed=4)
+    projected = layer.project(memory)
+    assert [y.shape for y in projected] == [(B, H, M, C // H)] * 2
+    assert torch.equal(layer(x, projected), layer(x, memory))
+    assert torch.equal(layer.weights(x, projected), layer.weights(x, memory))
 
 
 def test_without_mask_and_positions_it_is_equivariant_to_permutation():
@@ -211,6 +245,16 @@ class TestBadInput:
             layer(x, memory[:1])
         with pytest.raises(ValueError, match=r"expected memory of shape .* got \(2, 6, 5\)"):
             layer.weights(x, memory[..., :5])
+
+    def test_turns_beside_a_memory(self):
+        layer, x, turns = noisy(), tokens(T), rotary_table(torch.arange(T).double(), 2)
+        for memory in (tokens(M), layer.project(tokens(M))):
+            with pytest.raises(ValueError, match="expected no turns beside a memory"):
+                layer(x, memory, turns=turns)
+
+    def test_a_memory_to_project(self):
+        with pytest.raises(ValueError, match=r"expected memory of shape \(batch, tokens, 6\), got"):
+            noisy().project(tokens(M)[0])
 
     def test_masks_and_windows(self):
         with pytest.raises(TypeError, match=r"expected a mask of torch.bool"):

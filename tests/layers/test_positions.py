@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from aigc_lib.layers.positions import shift_matrix, sinusoidal
+from aigc_lib.layers.positions import (
+    Rotary,
+    Sinusoidal,
+    rotary_table,
+    rotate,
+    shift_matrix,
+    sinusoidal,
+)
 
 C = 10
 PLACES = torch.tensor([0.0, 1.0, 2.0, 7.0, 100.5, -3.0], dtype=torch.float64)
@@ -77,6 +84,104 @@ def test_no_positions_give_an_empty_code():
     assert sinusoidal(torch.arange(0), C).shape == (0, C)
 
 
+def test_rotary_turns_each_pair_of_neighbours_by_its_own_angle():
+    x = torch.randn(6, C, dtype=torch.float64)
+    turned = rotate(x, rotary_table(PLACES, C))
+    for row, out, t in zip(x, turned, PLACES.tolist(), strict=True):
+        for i in range(C // 2):
+            angle = t / 10_000 ** (2 * i / C)
+            a, b = row[2 * i].item(), row[2 * i + 1].item()
+            want = [
+                a * math.cos(angle) - b * math.sin(angle),
+                a * math.sin(angle) + b * math.cos(angle),
+            ]
+            assert out[2 * i : 2 * i + 2].tolist() == pytest.approx(want, abs=1e-12)
+
+
+def test_rotary_is_the_inverse_of_the_shift_of_sinusoids():
+    x = torch.randn(6, C, dtype=torch.float64)
+    turned = rotate(x, rotary_table(PLACES, C, base=100))
+    for row, out, t in zip(x, turned, PLACES.tolist(), strict=True):
+        assert torch.allclose(out, shift_matrix(-t, C, base=100) @ row, atol=1e-12)
+
+
+def test_rotary_scores_depend_on_the_distance_alone_and_lengths_are_kept():
+    q, k = torch.randn(2, C, dtype=torch.float64)
+    table = rotary_table(torch.arange(9, dtype=torch.float64), C)
+    turned_q, turned_k = rotate(q.expand(9, C), table), rotate(k.expand(9, C), table)
+    scores = turned_q @ turned_k.T
+    for distance in range(-8, 9):
+        along = scores.diagonal(distance)
+        assert torch.allclose(along, along[:1].expand_as(along), atol=1e-12)
+    # The sign: query m before key n is the query at 0 and the key at n − m.
+    assert torch.allclose(scores[2, 5], q @ turned_k[3], atol=1e-12)
+    assert not torch.allclose(scores[2, 5], scores[5, 2], atol=1e-2)
+    assert torch.allclose(turned_q.norm(dim=1), q.norm().expand(9), atol=1e-12)
+
+
+def test_rotary_at_position_zero_changes_nothing():
+    x = torch.randn(2, 3, 1, C, dtype=torch.float64)
+    assert torch.equal(rotate(x, rotary_table(torch.zeros(1), C).double()), x)
+
+
+@pytest.mark.parametrize(
+    "lay_out",
+    [
+        lambda x: x,
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat([x, x[..., :1]], 3)[..., :C],
+        lambda x: torch.cat([x[..., :1], x], 3).flatten()[1:].as_strided(x.shape, (198, 66, 11, 1)),
+    ],
+)
+def test_rotary_does_not_depend_on_the_layout_in_memory(lay_out):
+    x = torch.randn(2, 3, 6, C, dtype=torch.float64)
+    table = rotary_table(PLACES, C)
+    wanted = torch.stack([shift_matrix(-t, C) for t in PLACES.tolist()])
+    want = torch.einsum("tij,bhtj->bhti", wanted, x)
+    assert torch.allclose(rotate(lay_out(x), table), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rotary_keeps_the_dtype_and_rounds_once(dtype):
+    x = torch.randn(2, 6, C, dtype=dtype)
+    table = rotary_table(PLACES, C)
+    out, want = rotate(x, table), rotate(x.double(), table)
+    assert out.dtype == dtype
+    assert torch.equal(out, want.to(dtype))
+
+
+def test_the_gradient_of_a_turn_is_the_turn_back():
+    x, g = torch.randn(2, 6, C, dtype=torch.float64)
+    x.requires_grad_()
+    rotate(x, rotary_table(PLACES, C)).backward(g)
+    assert torch.allclose(x.grad, rotate(g, rotary_table(-PLACES, C)), atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_table(PLACES, C)), x)
+
+
+@pytest.mark.parametrize(("make", "rows"), [(Rotary, rotary_table), (Sinusoidal, sinusoidal)])
+def test_a_table_holds_the_exact_rows_in_any_dtype_and_is_not_saved(make, rows):
+    module, places = make(C, 300, base=500), torch.tensor([299, 0, 17])
+    exact = rows(torch.arange(300, dtype=torch.float64), C, base=500)
+    assert torch.equal(module(places), exact[places].float())
+    assert torch.equal(module.bfloat16().double()(places), exact[places])
+    assert not module.state_dict()
+    with torch.device("meta"):
+        lost = make(C, 300, base=500)
+    assert lost.table.is_meta
+    assert torch.equal(lost.to_empty(device="cpu")(places), exact[places].float())
+
+
+def test_rotary_traces_as_one_graph(hook_off):
+    x, module = torch.randn(2, 3, 6, C), Rotary(C, 6)
+
+    def turned(x, places):
+        return rotate(x, module(places))
+
+    compiled = torch.compile(turned, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x, torch.arange(6)), turned(x, torch.arange(6)), atol=1e-6)
+
+
 @pytest.mark.usefixtures("hook_off")
 class TestBadInput:
     @pytest.mark.parametrize("width", [0, 1, 5, -2])
@@ -90,3 +195,18 @@ class TestBadInput:
             sinusoidal(PLACES[:, None], C)
         with pytest.raises(ValueError, match="expected base > 0, got 0"):
             sinusoidal(PLACES, C, base=0)
+
+    @pytest.mark.parametrize("shape", [(5, 5, 2), (6, 4, 2), (6, 5), (6, 5, 1)])
+    def test_turns(self, shape):
+        with pytest.raises(
+            ValueError, match=r"expected turns of shape \(tokens, head width / 2, 2"
+        ):
+            rotate(torch.zeros(2, 6, C), torch.zeros(shape))
+
+    def test_an_odd_head(self):
+        with pytest.raises(
+            ValueError, match=r"expected turns of shape .* got \(6, 1, 2\) for \(6, 3"
+        ):
+            rotate(torch.zeros(6, 3), torch.zeros(6, 1, 2))
+        with pytest.raises(ValueError, match="expected an even width >= 2, got 3"):
+            Rotary(3, 6)

@@ -266,6 +266,26 @@ def test_a_sharp_query_fetches_exactly_one_value(impl):
     assert torch.allclose(out, v[:, :, order], atol=1e-12)
 
 
+@pytest.mark.usefixtures("hook_off")
+@BOTH
+@pytest.mark.parametrize("settings", [{}, {"is_causal": True, "window": 2}, {"mask": MASK}])
+def test_it_compiles_as_a_whole_graph(impl, settings):
+    def twice(q, k, v):
+        return 2 * attention(q, k, v, impl=impl, **settings)
+
+    compiled = torch.compile(twice, backend="aot_eager", fullgraph=True)
+    assert_same(compiled, twice, tensors())
+
+
+def test_autocast_does_what_it_does_to_the_fused_kernels_of_torch():
+    q, k, v = tensors(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = F.scaled_dot_product_attention(q, k, v)
+        assert torch.equal(attention(q, k, v, impl="torch"), want)
+        assert attention(q, k, v).dtype == want.dtype == torch.bfloat16
+        assert attention(q.double(), k.double(), v.double()).dtype == torch.float64
+
+
 def refused(message, *inputs, error=ValueError, **settings):
     with pytest.raises(error, match=message):
         attention(*inputs, **settings)
@@ -318,8 +338,11 @@ class TestBadInput:
         refused(f"expected a finite scale or None, got {scale}", *tensors(), scale=scale)
 
     def test_implementations(self):
-        expected = 'expected impl "reference", "torch" or None, got'
-        refused(f'{expected} "triton": attention has no Triton kernel', *tensors(), impl="triton")
+        why = r'impl="triton" can\'t run attention here: '
+        refused(why + "it takes float32, float16 and bfloat16", *tensors(), impl="triton")
+        wide = tensors(width=129, dtype=torch.float32)
+        refused(why, *wide, impl="triton")
+        expected = 'expected impl "reference", "torch", "triton" or None, got'
         refused(f"{expected} 'fast'", *tensors(), impl="fast")
 
     def test_the_weights_check_their_input_too(self):

@@ -1,0 +1,1 @@
+"""Metrics: how good a model's output is, each a number with a stated unit."""

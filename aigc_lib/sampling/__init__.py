@@ -1,0 +1,1 @@
+"""How trained models are used: decoding token by token."""
