@@ -221,6 +221,25 @@ def test_chunks_equal_the_formula(dtype, num_classes, smoothing):
         assert error <= slack * TOLERANCE[dtype] * max(1e-3, float(b.abs().max())) + 1e-7
 
 
+@DTYPES
+@pytest.mark.parametrize("num_classes", [100, 1500])
+def test_the_kernel_in_place_knows_rows_that_do_not_count_and_wrong_ones(dtype, num_classes):
+    kernels = importlib.import_module("aigc_lib.kernels.cross_entropy")
+    z, y = logits(5, num_classes, dtype=dtype), classes(5, num_classes=num_classes)
+    y[1], y[2], y[3] = -100, num_classes, -1
+    got = z.clone()
+    losses = kernels.loss_and_gradient_(got, y, -100, 0.0)
+    assert losses.isnan().tolist() == [False, False, True, True, False]
+    assert losses[1] == 0
+    assert (got[1] == 0).all()
+    assert got[2:4].isnan().all()
+    for row in (0, 4):
+        exact = z[row].double()
+        assert float((losses[row] - F.cross_entropy(exact, y[row])).abs()) < 1e-5
+        gradient = exact.softmax(0) - F.one_hot(y[row], num_classes)
+        assert float((got[row] - gradient).abs().max()) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
 def test_only_what_needs_a_gradient_gets_one(needs):
     y = classes(5, num_classes=30)
