@@ -44,6 +44,69 @@ class NonFiniteLoss(FloatingPointError):
     """A loss or gradient is NaN or infinite; the weights are those before this step."""
 
 
+class Together(torch.optim.Optimizer):
+    """Several optimizers that step as one, each with parameters of its own.
+
+    For instance Muon for the matrices inside a Transformer, which takes nothing else, and AdamW for
+    its embeddings and norms.
+
+    Attributes:
+        optimizers: in the order given.
+        param_groups: those of all of them.
+    """
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        """Put optimizers together.
+
+        Args:
+            *optimizers: at least one.
+
+        Raises:
+            ValueError: there is none, or two of them hold the same parameter.
+        """
+        parameters = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+        if not optimizers or len(parameters) != len(set(parameters)):
+            raise ValueError("expected one or more optimizers with parameters of their own")
+        self.optimizers = optimizers
+        self.param_groups = [group for o in optimizers for group in o.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients.
+
+        Args:
+            set_to_none: rather than fill them with zeros.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def step(self, closure: None = None) -> None:
+        """Let each take its step.
+
+        Args:
+            closure: not supported.
+        """
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict:
+        """The state of each.
+
+        Returns:
+            A tree for `load_state_dict`.
+        """
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what `state_dict` gave.
+
+        Args:
+            state_dict: of the same optimizers.
+        """
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
+
+
 class EMA:
     """An exponential moving average of a model's weights: m ← decay·m + (1 − decay)·θ.
 

@@ -344,3 +344,43 @@ def test_ema_decay_out_of_range_is_named(decay):
 def test_a_warmup_longer_than_the_run_is_named():
     with pytest.raises(ValueError, match="expected 0 <= warmup < steps, got warmup 5 and steps 5"):
         train.warmup_cosine(5, warmup=5)
+
+
+class Parted(Problem):
+    """The same with Muon for one matrix and AdamW for all else."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        matrix, *others = self.model.parameters()
+        self.optimizer = train.Together(
+            torch.optim.Muon([matrix], lr=0.02), torch.optim.AdamW(others, lr=0.01)
+        )
+
+
+def test_optimizers_together_step_as_each_would_alone():
+    whole = Problem()
+    losses = [record.loss for record in whole.run()]
+    parted = Problem()
+    first, *others = parted.model.parameters()
+    parted.optimizer = train.Together(
+        torch.optim.AdamW([first], lr=0.01), torch.optim.AdamW(others, lr=0.01)
+    )
+    assert [record.loss for record in parted.run()] == losses
+    assert torch.equal(parted.weights(), whole.weights())
+    assert parted.optimizer.param_groups[1]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_optimizers_together_are_resumed_bit_for_bit(tmp_path):
+    whole = [record.loss for record in Parted().run()]
+    parts = [record.loss for record in Parted(tmp_path / "a", steps=7).run()]
+    resumed = Parted(tmp_path / "a")
+    parts += [record.loss for record in resumed.run()]
+    assert parts == whole
+    assert len(resumed.optimizer.param_groups) == 2
+
+
+def test_optimizers_together_need_parameters_of_their_own():
+    model, optimizer, _ = quadratic()
+    for wrong in ([], [optimizer, torch.optim.SGD(model.parameters(), lr=1)]):
+        with pytest.raises(ValueError, match="with parameters of their own"):
+            train.Together(*wrong)

@@ -20,7 +20,7 @@ class Block(nn.Module):
     normalised, so that gradients reach every layer undamped and training needs no long warm-up.
 
     Source: Xiong et al. 2020, figure 1b and table 1, of Vaswani et al. 2017, section 3.1.
-    Derived: —
+    Derived: 12_transformer eq-blocks
 
     Args:
         attention: self-attention, causal in a decoder.

@@ -24,7 +24,7 @@ class MLP(nn.Module):
     Source: Vaswani et al. 2017, equation 2 (ReLU); Hendrycks and Gimpel 2016 (GELU, and its tanh
     form, which GPT-2 uses); Shazeer 2020, equation 6 (SwiGLU): W, V and W_2 there are W_gate, W_up
     and W_down here.
-    Derived: —
+    Derived: 12_transformer eq-mlp
 
     Args:
         width: C, of what comes in and goes out.

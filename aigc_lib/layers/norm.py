@@ -13,7 +13,7 @@ class LayerNorm(nn.Module):
     y = (x − μ) / √(σ² + eps) · weight + bias,  μ and σ² over the C channels of a token.
 
     Source: Ba, Kiros, Hinton 2016, equations 3 and 4.
-    Derived: —
+    Derived: 12_transformer eq-layernorm
 
     Args:
         width: C, of the last axis.
@@ -49,7 +49,7 @@ class RMSNorm(nn.Module):
     y = x / √(mean(x²) + eps) · weight,  the mean over the C channels of a token.
 
     Source: Zhang, Sennrich 2019, equation 4.
-    Derived: —
+    Derived: 12_transformer eq-rms-jacobian
 
     Args:
         width: C, of the last axis.

@@ -97,7 +97,7 @@ class Transformer(nn.Module):
 
     Source: Vaswani et al. 2017, sections 3.1 and 3.4; Xiong et al. 2020, section 3, for the place
     of the norms and the last norm of each stack.
-    Derived: —
+    Derived: 12_transformer eq-blocks
     """
 
     def __init__(self, config: TransformerConfig):

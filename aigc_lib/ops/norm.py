@@ -35,7 +35,7 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton 2016, equations 3 (μ, σ) and 4; a, g and H there are x, w and C here;
     eps is not in the paper.
-    Derived: —
+    Derived: 12_transformer eq-layernorm
 
     Args:
         x: rows of C ≥ 1 channels, with any leading axes.
@@ -68,7 +68,7 @@ def rms_norm(
 
     Source: Zhang, Sennrich 2019, equation 4; a, g and n there are x, w and C here; eps is not in
     the paper.
-    Derived: —
+    Derived: 12_transformer eq-rms-jacobian
 
     Args:
         x: rows of C ≥ 1 channels, with any leading axes.
