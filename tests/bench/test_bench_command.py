@@ -117,5 +117,5 @@ def test_an_unknown_op_is_one_line_and_no_traceback():
     assert done.stdout == ""
     assert done.stderr == (
         "no op 'norms' to race; there are attention, norm, cross_entropy, linear_cross_entropy, "
-        "sample_token\n"
+        "sample_token, decode\n"
     )

@@ -109,7 +109,15 @@ def test_any_strides():
     want = results(*inputs)
     heads_inside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     width_strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs]
-    for strided in (heads_inside, width_strided):
+    # No two alike, so that none can take another's strides.
+    q, k, v, dy = inputs
+    each_its_own = [
+        heads_inside[0],
+        torch.cat([k, v], 3)[..., : k.shape[3]],
+        torch.cat([v, k, v], 3)[..., : v.shape[3]],
+        dy.transpose(0, 1).contiguous().transpose(0, 1),
+    ]
+    for strided in (heads_inside, width_strided, each_its_own):
         assert all(torch.equal(a, b) for a, b in zip(results(*strided), want, strict=True))
     # What a sum sends back: one number, expanded.
     one = torch.ones(())

@@ -170,7 +170,8 @@ def test_any_strides(dtype, monkeypatch):
     heads_inside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     width_strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]
     packed = torch.cat([k, v], 3).split(24, 3)
-    for inputs in (heads_inside, width_strided, (q, *packed)):
+    each_its_own = (q, packed[0], v)
+    for inputs in (heads_inside, width_strided, (q, *packed), each_its_own):
         assert not inputs[1].is_contiguous()
         assert torch.equal(attention(*inputs, impl="triton"), want)
     one_for_all = [x[:1, :1].expand(2, 2, -1, -1) for x in (k, v)]
