@@ -110,7 +110,7 @@ def test_any_strides():
     heads_inside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     width_strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs]
     # No two alike, so that none can take another's strides.
-    q, k, v, dy = inputs
+    _, k, v, dy = inputs
     each_its_own = [
         heads_inside[0],
         torch.cat([k, v], 3)[..., : k.shape[3]],
