@@ -19,6 +19,16 @@ class Refusal(Exception):
     """Something that the person at the keyboard can mend: its text is shown, without traceback."""
 
 
+def num_workers() -> int:
+    """How many processes may work side by side: the cores that this process may use, at most 4.
+
+    Returns:
+        At least 1.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)
+    return min(4, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
 def command(main: Callable[[], int]) -> None:
     """Run a module's `main` as a command and leave with its exit code.
 

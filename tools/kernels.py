@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from tools import Refusal, command, shipped
+from tools import Refusal, command, num_workers, shipped
 
 # Bytes of shared memory that one block may use.
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 DTYPES = ("float32", "float16", "bfloat16")
-# The tensor cores' instructions: Ampere's HMMA, which Hopper has too, and Hopper's HGMMA.
-TENSOR_CORES = re.compile(r"\bH(?:G)?MMA[.\w]*")
+# The tensor cores' instructions: Ampere's HMMA, which Hopper has too, and Hopper's HGMMA, and what
+# they are called in PTX.
+TENSOR_CORES = re.compile(r"\bHG?MMA\b|\bmma\.sync|\bwgmma\.mma_async")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
@@ -145,8 +146,12 @@ def _inspect(binary, label, capability, dtype) -> Compiled:
             int, USAGE.search(_cuobjdump("--dump-resource-usage", file)).groups()
         )
         multiplies = _multiplies(binary.asm["ttir"])
-        # To take a binary apart costs more than to make it.
-        sass = _cuobjdump("--dump-sass", file) if multiplies == "tensor cores" else ""
+        # To take a binary apart costs more than to make it: that of bfloat16 differs from that of
+        # float16 in one suffix, and is judged by the text that it was assembled from.
+        listing = ""
+        if multiplies == "tensor cores":
+            is_twin = dtype == "bfloat16"
+            listing = binary.asm["ptx"] if is_twin else _cuobjdump("--dump-sass", file)
     return Compiled(
         kernel=binary.metadata.name,
         label=label,
@@ -157,7 +162,7 @@ def _inspect(binary, label, capability, dtype) -> Compiled:
         stack=stack,
         shared=binary.metadata.shared,
         multiplies=multiplies,
-        tensor_cores=len(TENSOR_CORES.findall(sass)),
+        tensor_cores=len(TENSOR_CORES.findall(listing)),
     )
 
 
@@ -197,7 +202,7 @@ def compile_all(only: list[str]) -> Iterator[Compiled]:
     jobs = [(p, c, d) for p in only for c in SHARED_LIMIT for d in DTYPES]
     # A fresh process each: fork would share Triton's state, and torch's threads don't survive it.
     with concurrent.futures.ProcessPoolExecutor(
-        min(4, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
+        num_workers(), mp_context=multiprocessing.get_context("spawn")
     ) as pool:
         for entries in pool.map(compile_part, *zip(*jobs, strict=True)):
             yield from entries

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from tools import KERNEL_ENVIRONMENT, ROOT, command, manifest
+from tools import KERNEL_ENVIRONMENT, ROOT, command, manifest, num_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def unit_tests(browser: bool) -> Phase:
     Returns:
         The phase.
     """
-    workers = str(min(4, os.cpu_count() or 1))
+    workers = str(num_workers())
     line = ["pytest", "tests", "--ignore=tests/kernels", "-n", workers, "--dist", "loadfile"]
     if not browser:
         line += ["-m", "not browser"]
@@ -58,7 +58,7 @@ def kernels() -> list[Phase]:
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed (it exists for Linux on x86-64): its kernels stay untested.")
         return []
-    workers = str(min(4, os.cpu_count() or 1))
+    workers = str(num_workers())
     line = ["pytest", "tests/kernels", "-m", "not gpu", "-n", workers, "--dist", "load"]
     return [
         Phase("kernels, interpreted", [line], {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}),

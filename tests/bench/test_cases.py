@@ -15,7 +15,7 @@ from bench import arms, attention, gate, sample_token
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PEERS = {"eager", "reference", "compile", "liger", "flex", "cudnn", "flash", "efficient"}
-PEERS |= {"dense cudnn", "topk", "sort"}
+PEERS |= {"dense cudnn", "topk", "sort", "no cache", "generate", "static"}
 
 
 def cases(device, compiled=True, quick=False):

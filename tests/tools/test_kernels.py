@@ -40,7 +40,7 @@ SCRIPT = """
 import sys
 import tools.kernels, tools.shipped
 tools.shipped.__path__.append(sys.argv[1])
-for dtype in ("float32", "float16"):
+for dtype in ("float32", "float16", "bfloat16"):
     entries = tools.kernels.compile_part("planted", int(sys.argv[2]), dtype)
     for e in entries:
         print(dtype, e.label, e.multiplies, e.tensor_cores > 0, e.faults(), sep="|")
@@ -66,9 +66,11 @@ def test_the_compiler_tells_a_good_kernel_from_one_that_spills(tmp_path, capabil
         ["float32", "too large", "float32 units", "False"],
         ["float16", "copied", "no matrices", "False"],
         ["float16", "small", "tensor cores", "True"],
+        ["bfloat16", "copied", "no matrices", "False"],
+        ["bfloat16", "small", "tensor cores", "True"],
     ]
     faults = [line[4] for line in found]
-    assert faults[:3] + faults[4:] == ["[]"] * 5
+    assert faults[:3] + faults[4:] == ["[]"] * 7
     assert "spills" in faults[3]
     assert f"sm_{capability}" in done.stdout
 
