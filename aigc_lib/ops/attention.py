@@ -277,7 +277,7 @@ def _check(q, k, mask, is_causal, window, scale) -> None:
             "expected at most as many queries as keys with is_causal or window, got "
             f"{shape[2]} queries and {shape[3]} keys"
         )
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"expected a finite scale or None, got {scale}")
 
 

@@ -167,8 +167,7 @@ def test_autocast_returns_gradients_in_the_inputs_dtype():
         assert torch.equal(x, want.float())
 
 
-@pytest.mark.parametrize("mask", [None, "whole"])
-@pytest.mark.parametrize("wanted", [(True, True), (False, True)])
+@pytest.mark.parametrize(("mask", "wanted"), [(None, (True, True)), ("whole", (False, True))])
 @pytest.mark.usefixtures("blocks_of_16")
 def test_torch_accepts_the_operators(mask, wanted):
     q, k, v, grad = tensors(3, 5, 8)

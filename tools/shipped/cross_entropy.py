@@ -8,7 +8,7 @@ from aigc_lib.kernels import cross_entropy as kernels
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Launch each configuration once, with smoothing where that takes more registers.
+    """Launch each kernel in each class, with smoothing, which takes more registers.
 
     Args:
         dtype: of the logits.
@@ -16,23 +16,14 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     Yields:
         A label, and what to call.
     """
-
-    def label(rows, smoothing):
-        return f"V {rows.shape[1]}, smoothing {smoothing}"
-
     dlosses, lses = torch.empty(2, 2048, device="meta")
     targets = torch.empty(2048, dtype=torch.int64, device="meta")
-    # The short rows' classes: this kernel holds the loops of the other two.
-    for num_classes in (112, 1024):
-        few = torch.empty(2048, num_classes, dtype=dtype, device="meta")
-        settings = targets, -100, 0.1
-        yield label(few, 0.1), lambda z=few, s=settings: kernels.loss_and_gradient_(z, *s)
-    # GPT-2's vocabulary, padded and not: 16 doesn't divide 50257.
-    for num_classes, smoothing in ((50304, 0.0), (50257, 0.1)):
-        rows = torch.empty(2048, num_classes, dtype=dtype, device="meta")
-        settings = targets, -100, smoothing
-        saved = targets, lses, -100, smoothing
-        name = label(rows, smoothing)
-        yield name, lambda z=rows, s=settings: kernels.loss_and_gradient_(z, *s)
-        yield name, lambda z=rows, s=settings: kernels.loss(z.view(4, 512, -1), *s)
-        yield name, lambda z=rows, s=saved: kernels.gradient(dlosses, z.view(4, 512, -1), *s)
+    # The last is GPT-2's vocabulary, which 16 doesn't divide.
+    for num_classes in (112, 1024, 50257):
+        z = torch.empty(2048, num_classes, dtype=dtype, device="meta")
+        parts, name = z.view(4, 512, num_classes), f"V {num_classes}"
+        yield name, lambda z=z: kernels.loss_and_gradient_(z, targets, -100, 0.1)
+        yield name, lambda z=parts: kernels.loss(z, targets, -100, 0.1)
+        yield name, lambda z=parts: kernels.gradient(dlosses, z, targets, lses, -100, 0.1)
+    padded = torch.empty(2048, 50304, dtype=dtype, device="meta")
+    yield "V 50304, no smoothing", lambda: kernels.loss_and_gradient_(padded, targets, -100, 0.0)
