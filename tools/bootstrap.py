@@ -35,7 +35,7 @@ OLDEST = (3, 11)
 EXTRAS = "course,test,site,kernels"
 
 # Sizes of the versions in constraints.txt, measured on Linux.
-PACKAGES = "240 MB of packages (440 MB on Linux, with Triton)"
+PACKAGES = "270 MB of packages (470 MB on Linux, with Triton)"
 CPU_TORCH = "0.2 GB as CPU build (needs 3.3 GB of disk)"
 CUDA_TORCH = "2.7 GB as CUDA build (needs 9 GB)"
 DISK_NEEDED = 3.3e9  # bytes: 2.5 GB for the environment with the CPU build, the rest to unpack it

@@ -265,8 +265,8 @@ def backward(
     """Launch the backward pass.
 
     Args:
-        q: (B, H, T, K, False) queries, like the next two what the forward pass was given.
-        k: (B, H, M, K, False) keys.
+        q: (B, H, T, K) queries, like the next two what the forward pass was given.
+        k: (B, H, M, K) keys.
         v: values, of the keys' shape.
         out: what the forward pass returned, like the next.
         lse: the logarithms of the sums.

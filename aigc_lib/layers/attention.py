@@ -1,6 +1,5 @@
 """Multi-head attention: several look-ups side by side, each in its own slice of the width."""
 
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -90,7 +89,7 @@ class MultiHeadAttention(nn.Module):
             k, v = append(cache, k, v)
             mask, is_causal = cache.mask, cache.mask is None
         out = attention(q, k, v, mask=mask, is_causal=is_causal, window=self.window)
-        return self.output(rearrange(out, "b h t k -> b t (h k)"))  #      B T C
+        return self.output(out.transpose(1, 2).flatten(2))  #              B T C
 
     def weights(
         self,
@@ -141,24 +140,24 @@ class MultiHeadAttention(nn.Module):
         return self.project(x if memory is None else memory)
 
     def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (h k) -> b h t k", h=self.heads)
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  #         B H T K
 
     def _check_call(self, x, memory, mask, turns, cache) -> None:
         self._check(x, "x")
         if isinstance(memory, Tensor):
-            self._check(memory, "memory", len(x))
+            self._check(memory, "memory", x.shape[0])
         if turns is not None and memory is not None:
             raise ValueError("expected no turns beside a memory: its places are not those of x")
         if cache is not None:
-            rules = [not self.is_causal, self.window, memory, mask]
-            if any(rule is not None and rule is not False for rule in rules):
+            alone = self.window is None and memory is None and mask is None
+            if not (self.is_causal and alone):
                 raise ValueError(
                     "expected a causal layer without window, memory and mask beside a cache"
                 )
 
     def _check(self, tokens, name, batch="batch") -> None:
         fits = tokens.ndim == 3 and tokens.shape[2] == self.width
-        if not fits or batch not in ("batch", len(tokens)):
+        if not fits or batch not in ("batch", tokens.shape[0]):
             raise ValueError(
                 f"expected {name} of shape ({batch}, tokens, {self.width}), "
                 f"got {tuple(tokens.shape)}"

@@ -56,11 +56,11 @@ class TokenEmbedding(nn.Embedding):
             raise ValueError(
                 f"expected at most {self.context} tokens, the context, got {tokens.shape[1]}"
             )
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        try:
+            return super().forward(tokens)
+        except IndexError:
             low, high = (x.item() for x in tokens.aminmax())
-            if low < 0 or high >= self.num_embeddings:
-                raise ValueError(
-                    f"expected tokens from 0 to {self.num_embeddings - 1}, "
-                    f"got {low if low < 0 else high}"
-                )
-        return super().forward(tokens)
+            raise ValueError(
+                f"expected tokens from 0 to {self.num_embeddings - 1}, "
+                f"got {low if low < 0 else high}"
+            ) from None

@@ -52,10 +52,9 @@ def choose(op: str, impl: str | None, *tensors: Tensor, refusal: str | None = No
         ValueError: no such implementation, or "triton" can't run here; says why.
     """
     if impl is None:
-        device = tensors[0].device
-        if not PROVEN or refusal or device.type != "cuda":
+        if not PROVEN or refusal or tensors[0].device.type != "cuda":
             return "torch"
-        proven = (op, _capability(device.index)) in PROVEN
+        proven = (op, _capability(tensors[0].device.index)) in PROVEN
         return "triton" if proven and not _missing(tensors) else "torch"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f'expected impl "reference", "torch", "triton" or None, got {impl!r}')

@@ -93,10 +93,14 @@ def _normalise(op, x, weight, bias, eps, impl) -> Tensor:
         return _reference(x, weight, bias, eps, op == "layer_norm")
     if chosen == "triton":
         return norm_forward(x, weight, bias, float(eps), op == "layer_norm")[0]
-    # PyTorch's own take tensors of one dtype.
-    wide = _widest(given)
-    weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
-    return _torch(op, x.to(wide), weight, bias, float(eps)).to(x.dtype)
+    # PyTorch's own take tensors of one dtype. A `to` that changes nothing is not free: a step of
+    # decoding, all overhead, would have dozens.
+    dtype = x.dtype
+    if len({t.dtype for t in given}) > 1:
+        wide = _widest(given)
+        x, weight, bias = (None if t is None else t.to(wide) for t in (x, weight, bias))
+    y = _torch(op, x, weight, bias, float(eps))
+    return y if y.dtype == dtype else y.to(dtype)  # autocast has a mind of its own
 
 
 def _reference(x, weight, bias, eps, center) -> Tensor:
@@ -115,7 +119,7 @@ def _reference(x, weight, bias, eps, center) -> Tensor:
 
 def _torch(op, x, weight, bias, eps) -> Tensor:
     if op == "layer_norm":
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
     # On the CPU F.rms_norm is a chain of small operations, which a compiler would fuse.
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -229,6 +233,8 @@ def _widest(tensors) -> torch.dtype:
 def _refusal(tensors) -> str | None:
     """Why the kernel can't take this call, None if it can."""
     width = tensors[0].shape[-1]
+    if width <= _WIDEST_BACKWARD:
+        return None
     backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     limit = _WIDEST_BACKWARD if backward else _WIDEST
     if width <= limit:
@@ -242,17 +248,18 @@ def _check(x, weight, bias, eps) -> None:
         raise ValueError(f"expected x of a floating dtype, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] < 1:
         raise ValueError(f"expected x of shape (..., C) with C >= 1, got {tuple(x.shape)}")
+    shape, device = x.shape[-1:], x.device
     for name, v in (("weight", weight), ("bias", bias)):
         if v is None:
             continue
-        if v.shape != x.shape[-1:]:
+        if v.shape != shape:
             raise ValueError(
                 f"expected {name} of shape ({x.shape[-1]},), one for each channel, "
                 f"got {tuple(v.shape)}"
             )
         if not v.is_floating_point():
             raise ValueError(f"expected {name} of a floating dtype, got {v.dtype}")
-        if v.device != x.device:
-            raise ValueError(f"expected {name} on x's device {x.device}, got {v.device}")
+        if v.device != device:
+            raise ValueError(f"expected {name} on x's device {device}, got {v.device}")
     if not 0 <= eps < math.inf:  # False for NaN too
         raise ValueError(f"expected a finite eps >= 0, got {eps}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -168,9 +169,10 @@ def step(
     Returns:
         (B, 1) int64, on the same device.
     """
-    if hasattr(model, "features") and hasattr(model, "head_weight"):
+    head_weight = getattr(model, "head_weight", None)
+    if head_weight is not None and hasattr(model, "features"):
         # The other places' logits would be most of a prompt's work in a small model.
-        logits = model.features(tokens, cache=cache)[:, -1] @ model.head_weight.T  # B V
+        logits = F.linear(model.features(tokens, cache=cache)[:, -1], head_weight)  # B V
     else:
         logits = model(tokens, cache=cache)[:, -1]
     drawn = sample_token(

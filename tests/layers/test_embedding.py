@@ -37,7 +37,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="expected at most 4 tokens, the context, got 5"):
             TokenEmbedding(5, 3, context=4)(torch.zeros(1, 5).long())
 
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+    @pytest.mark.parametrize("width", [1, 3])
+    @pytest.mark.parametrize("rows", [1, 5000])
     @pytest.mark.parametrize("bad", [-1, 5, 70])
-    def test_unknown_tokens(self, bad):
-        with pytest.raises(ValueError, match=f"expected tokens from 0 to 4, got {bad}$"):
-            TokenEmbedding(5, 3, context=4)(torch.tensor([[0, bad, 4]]))
+    def test_unknown_tokens(self, bad, rows, width, dtype):
+        tokens = torch.tensor([[0, 1, 4]] * rows, dtype=dtype)
+        tokens[-1, 1] = bad
+        for mode in (torch.enable_grad, torch.inference_mode):
+            with mode(), pytest.raises(ValueError, match=f"tokens from 0 to 4, got {bad}$"):
+                TokenEmbedding(5, width, context=4)(tokens)

@@ -156,7 +156,7 @@ def test_the_download_is_announced_and_torch_comes_from_its_index(root, monkeypa
     steps = []
     monkeypatch.setattr(bootstrap, "run", lambda arguments, root: steps.append(arguments))
     bootstrap.install(root, index, fresh=True)
-    assert "240 MB" in capsys.readouterr().out
+    assert "270 MB" in capsys.readouterr().out
     torch = [step for step in steps if step[-1] == "torch"]
     assert [step[-2] for step in torch] == ([index] if index else [])
     assert all("constraints.txt" in step for step in steps[1:])
