@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "ops": {"device", "kernels"},
     "layers": {"device", "ops"},
-    "models": {"device", "ops", "layers"},
+    "models": {"device", "checkpoint", "ops", "layers"},
     "objectives": {"device", "ops", "schedules"},
     "sampling": {"device", "ops", "schedules"},
     "data": {"device"},
