@@ -11,10 +11,11 @@ Map of the package (a learner can read all of it in a weekend):
     ops          functions on tensors: formula, reference, dispatch
     kernels      Triton, for the ops that have a kernel
     layers       modules shared by two or more models
-    models       one family per file: a config and its modules
+    models       one family per file: a config and its modules; weights/ of the judge of digits
+    objectives   likelihoods, divergences, the ELBO: one value per example
     sampling     decoding: temperature, top-k, top-p, a cache of keys and values
     data         embedded data sets, made or already installed, one file per modality
-    metrics      bits per character, exact match, BLEU
+    metrics      bits per character, exact match, BLEU; recognition, coverage, Fréchet distance
 
 Shape letters, the same everywhere:
 

@@ -12,6 +12,7 @@ HOOKED = [
     "aigc_lib.layers",
     "aigc_lib.metrics",
     "aigc_lib.models",
+    "aigc_lib.objectives",
     "aigc_lib.ops",
     "aigc_lib.plotting",
     "aigc_lib.sampling",

@@ -1,0 +1,1 @@
+"""Objectives: pure functions of tensors, one value per example, in nats."""
