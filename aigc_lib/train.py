@@ -48,7 +48,7 @@ class Together(torch.optim.Optimizer):
     """Several optimizers that step as one, each with parameters of its own.
 
     For instance Muon for the matrices inside a Transformer, which takes nothing else, and AdamW for
-    its embeddings and norms.
+    its embeddings and norms: `matrices_by_muon`.
 
     Attributes:
         optimizers: in the order given.
@@ -105,6 +105,44 @@ class Together(torch.optim.Optimizer):
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.param_groups = [group for o in self.optimizers for group in o.param_groups]
+
+
+def matrices_by_muon(
+    model: nn.Module, *, muon_lr: float | int = 0.02, adamw_lr: float | int = 3e-3
+) -> Together:
+    """Muon for the matrices inside a model's blocks, AdamW for all else, without weight decay.
+
+    Muon steps along the orthogonal matrix nearest to the averaged gradient, so that all directions
+    of a matrix are used equally. Embeddings and read-outs, whose rows stand for single tokens, and
+    vectors (norms, biases) are left to AdamW.
+
+    Source: Jordan et al. 2024, for Muon and for the division of labour.
+    Derived: —
+
+    Args:
+        model: a module whose attribute `blocks` holds its layers, such as `models.gpt.GPT`.
+        muon_lr: learning rate of the two-dimensional weights inside `blocks`.
+        adamw_lr: learning rate of all other parameters.
+
+    Returns:
+        One optimizer of the two, Muon's group first.
+
+    Raises:
+        ValueError: the model has no `blocks`, or there is no matrix in them.
+    """
+    blocks = getattr(model, "blocks", None)
+    inside = blocks.parameters() if isinstance(blocks, nn.Module) else ()
+    matrices = [p for p in inside if p.ndim == 2]
+    if not matrices:
+        raise ValueError(
+            f"expected a model with matrices in its `blocks`, got a {type(model).__name__}"
+        )
+    taken = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    return Together(
+        torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    )
 
 
 class EMA:

@@ -8,5 +8,5 @@
     report    the table on the screen and the dated JSON file
 
 The other modules hold the cases: attention, norm, cross_entropy, linear_cross_entropy,
-sample_token and decode.
+sample_token and decode. `python -m bench.language` compares trained models at equal CPU time.
 """

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from aigc_lib import checkpoint, train
+from aigc_lib.models.gpt import GPT, GPTConfig
 
 
 class Problem:
@@ -384,3 +385,65 @@ def test_optimizers_together_need_parameters_of_their_own():
     for wrong in ([], [optimizer, torch.optim.SGD(model.parameters(), lr=1)]):
         with pytest.raises(ValueError, match="with parameters of their own"):
             train.Together(*wrong)
+
+
+def small_gpt(**choices):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "context": 8, "width": 8, "num_layers": 2, "num_heads": 2}
+    return GPT(GPTConfig(**sizes, **choices)).double()
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"tied": False, "bias": True}, {"positions": "learned", "activation": "swiglu"}]
+)
+def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_every_other_parameter(choices):
+    model = small_gpt(**choices)
+    together = train.matrices_by_muon(model, muon_lr=0.5, adamw_lr=0.25)
+    muon, adamw = together.optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_muon, by_adamw = (
+        [names[id(p)] for group in o.param_groups for p in group["params"]] for o in (muon, adamw)
+    )
+    assert sorted(by_muon + by_adamw) == sorted(names.values())
+    assert sorted(by_muon) == sorted(
+        name for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
+    )
+    assert "embedding.weight" in by_adamw
+    assert not any(word in name for name in by_muon for word in ("embedding", "positions", "head"))
+    assert [group["lr"] for group in together.param_groups] == [0.5, 0.25]
+    assert [group["weight_decay"] for group in together.param_groups] == [0.0, 0.0]
+    assert muon.param_groups[0]["momentum"] == 0.95
+    assert adamw.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_a_step_of_muon_is_nearly_orthogonal_and_one_of_adamw_a_sign():
+    model = small_gpt()
+    optimizer = train.matrices_by_muon(model, muon_lr=0.02, adamw_lr=1e-3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tokens = torch.randint(11, (4, 8))
+    model(tokens).logsumexp(-1).square().mean().backward()
+    optimizer.step()
+    for name, p in model.named_parameters():
+        change = p.detach() - before[name]
+        if name.startswith("blocks.") and p.ndim == 2:
+            # Five rounds of Newton and Schulz bring most singular values near 1, not those that
+            # were tiny; with more rows than columns the rate grows by the root of their ratio.
+            scale = 0.02 * math.sqrt(max(1, p.shape[0] / p.shape[1]))
+            values = torch.linalg.svdvals(change) / scale
+            assert 0.6 < values.median() <= values.max() < 1.3, name
+        else:
+            clear = p.grad.abs() > 1e-5
+            assert torch.allclose(change[clear], -1e-3 * p.grad[clear].sign(), rtol=1e-2), name
+
+
+@pytest.mark.parametrize("blocks", [None, 3, [nn.Linear(3, 1)], nn.Sequential(nn.LayerNorm(3))])
+def test_a_model_without_blocks_or_matrices_in_them_is_refused(blocks):
+    model = nn.Linear(3, 1)
+    if blocks is not None:
+        model.blocks = blocks
+    with pytest.raises(
+        ValueError, match="expected a model with matrices in its `blocks`, got a Linear"
+    ):
+        train.matrices_by_muon(model)

@@ -10,7 +10,7 @@ from aigc_lib.ops.dispatch import OPS, PROVEN
 from bench import __main__ as command
 from bench import race, report
 
-FILES = sorted(report.RESULTS.glob("*"))
+FILES = sorted(p for p in report.RESULTS.glob("*") if "-language" not in p.name)
 NUMBER = (int, float)
 MAYBE = (*NUMBER, type(None))
 HEAD = {
