@@ -94,7 +94,7 @@ RECURRENT = Recipe(
     network="GRU", width=256, num_layers=1, phases=((1.0, 64, 32),), muon_lr=None, adamw_lr=8e-3
 )
 RECIPES = {
-    "prose": {"GPT": Recipe(), "nanoGPT": NANO, "GRU": RECURRENT},
+    "prose": {"GPT": Recipe(adamw_lr=3e-3), "nanoGPT": NANO, "GRU": RECURRENT},
     "code": {
         "GPT": Recipe(tokens="byte pairs"),
         "AdamW": Recipe(tokens="byte pairs", muon_lr=None, adamw_lr=8e-3),

@@ -104,7 +104,7 @@ class Stack(nn.ModuleList):
     x^l = Block_l(x^{l−1}).
 
     Source: Vaswani et al. 2017, section 3.1.
-    Derived: —
+    Derived: 12_transformer eq-blocks
     """
 
     def forward(

@@ -71,7 +71,7 @@ class KVCache:
 
     Source: Shazeer 2019, "Fast Transformer Decoding", section 2.3 (incremental multi-head
     attention); the fixed allocation is ours.
-    Derived: —
+    Derived: 13_gpt eq-cache
 
     Attributes:
         keys: (layers, B, H, length, K).

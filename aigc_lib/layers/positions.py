@@ -69,7 +69,7 @@ def rotary_table(
     table_{t,i} = (cos θ_i t, sin θ_i t),   θ_i = base^{−2i/K} radians per position, 0 ≤ i < K/2.
 
     Source: Su et al. 2021, equation 15; m, i − 1 and d there are t, i and K here.
-    Derived: —
+    Derived: 13_gpt eq-rotary
 
     Args:
         positions: t, whole or fractional, negative ones too.
@@ -97,7 +97,7 @@ def rotate(
     Pairs are interleaved as in the paper; some published weights pair i with i + K/2 instead.
 
     Source: Su et al. 2021, equation 34 (equation 15 without its zeros).
-    Derived: —
+    Derived: 13_gpt eq-rotary
 
     Args:
         x: queries or keys, with any leading axes.
@@ -187,7 +187,7 @@ class Rotary(_Table):
     """The turns of `rotary_table` for the first positions, for `rotate`.
 
     Source: Su et al. 2021, equation 15.
-    Derived: —
+    Derived: 13_gpt eq-rotary
 
     Args:
         width: K, of a head; even.

@@ -14,7 +14,7 @@ def bits_per_character(nats: float | int, characters: int) -> float:
     would depend on the tokeniser; like this, models with different ones can be compared.
 
     Source: Shannon 1951, equation 4, with a model's probabilities in place of the language's.
-    Derived: —
+    Derived: 13_gpt eq-bits
 
     Args:
         nats: L ≥ 0, the summed cross-entropy.
@@ -33,7 +33,7 @@ def perplexity(nats: float | int, tokens: int) -> float:
     """The number of equally likely tokens that would surprise as much: exp(L / N).
 
     Source: Jelinek, Mercer, Bahl and Baker 1977, who introduced it as 2 to the entropy in bits.
-    Derived: —
+    Derived: 13_gpt eq-bits
 
     Args:
         nats: L ≥ 0, the cross-entropy summed over the tokens.

@@ -109,7 +109,7 @@ class GPT(nn.Module):
     sublayer divided by √(2·layers), so that the stream's variance does not grow with depth.
 
     Source: Radford et al. 2019, section 2.3; rotary positions: Su et al. 2021.
-    Derived: —
+    Derived: 13_gpt eq-gpt-chain
     """
 
     def __init__(self, config: GPTConfig):

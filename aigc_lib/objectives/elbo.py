@@ -28,7 +28,7 @@ def elbo(
     With z ~ q(z|x) and β ≥ 1 its expectation is at most log p(x); with β < 1 it may exceed it.
 
     Source: Kingma and Welling 2014, equation 3; β: Higgins et al. 2017, equation 4.
-    Derived: —
+    Derived: 20_elbo eq-three-forms
 
     Args:
         log_likelihood: log p(x|z), of one draw or averaged over several.
@@ -63,7 +63,7 @@ def reparameterize(
     z = μ + σ ε,   σ = exp(½ log σ²),   ε ~ N(0, I).
 
     Source: Kingma and Welling 2014, section 2.4 and equation 10.
-    Derived: —
+    Derived: 20_elbo eq-gradients
 
     Args:
         mu: μ.
@@ -100,7 +100,7 @@ def gaussian_kl(
     in nats, summed over all axes of an example.
 
     Source: Kingma and Welling 2014, appendix B, for m = 0 and s = 1.
-    Derived: —
+    Derived: 20_elbo eq-gaussian-kl
 
     Args:
         mu: μ.
@@ -128,7 +128,7 @@ def gaussian_kl_per_dim(
     KL_j = ½ [(σ_j² + (μ_j − m_j)²)/s_j² − 1 − log(σ_j²/s_j²)],   in nats.
 
     Source: Kingma and Welling 2014, appendix B, for m = 0 and s = 1.
-    Derived: —
+    Derived: 20_elbo eq-gaussian-kl
 
     Args:
         mu: as in `gaussian_kl`, like the next three.
@@ -167,7 +167,7 @@ def gaussian_kl_monte_carlo(
     log q(z) − log p(z),   z ~ q = N(μ, σ²), p = N(m, s²), in nats; its mean over draws is the KL.
 
     Source: Kingma and Welling 2014, equation 6, less log p(x|z) and with the sign turned.
-    Derived: —
+    Derived: 20_elbo eq-identity
 
     Args:
         z: a draw from N(μ, σ²), such as `reparameterize` gives.
@@ -199,7 +199,7 @@ def log_normal(
     log w = log p(x|z) + log p(z) − log q(z|x),   log q(z|x) = log_normal(z, mu, log_var).
 
     Source: Kingma and Welling 2014, appendix C.2.
-    Derived: —
+    Derived: 20_elbo eq-weight
 
     Args:
         z: points; the first axis counts examples, so S draws for each of B examples come as S · B.
@@ -226,7 +226,7 @@ def importance_weighted_bound(log_weights: Float[Tensor, "S B"]) -> Float[Tensor
     almost surely, if q(z|x) > 0 wherever p(x|z) p(z) > 0; E[L_S] does, too, if w is bounded.
 
     Source: Burda et al. 2016, equation 8 and theorem 1; k there is S here.
-    Derived: —
+    Derived: 20_elbo eq-iwae
 
     Args:
         log_weights: log w_s = log p(x|z_s) + log p(z_s) − log q(z_s|x), see `log_normal`; the S

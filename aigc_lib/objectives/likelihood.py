@@ -64,7 +64,7 @@ def gaussian_log_likelihood(
     data exactly, as they can pixels that are always black, a learned σ runs to 0.
 
     Source: Kingma and Welling 2014, equation 12.
-    Derived: —
+    Derived: 20_elbo eq-reconstruction
 
     Args:
         x: finite numbers.

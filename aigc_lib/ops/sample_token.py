@@ -45,7 +45,7 @@ def sample_token(
 
     Source: Holtzman et al. 2020, section 3.1 (top-p, the nucleus), 3.2 (top-k) and 3.3
         (temperature); top-k goes back to Fan, Lewis and Dauphin 2018, section 5.
-    Derived: —
+    Derived: 13_gpt eq-truncation
 
     Args:
         logits: unnormalised log-probabilities z.

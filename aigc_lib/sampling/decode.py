@@ -48,7 +48,7 @@ def generate(
     Nothing is switched: a model with dropout wants `model.eval()` before. No gradient is computed.
 
     Source: the chain rule; a cache of keys and values: Shazeer 2019, section 2.3.
-    Derived: —
+    Derived: 13_gpt eq-gpt-chain
 
     Args:
         model: `model(tokens, cache=…)` gives logits (B, T, V), and `model.new_cache(batch,
@@ -102,7 +102,7 @@ def stream(
     input raises here, not at the first token.
 
     Source: as for `generate`.
-    Derived: —
+    Derived: 13_gpt eq-gpt-chain
 
     Args:
         model: as in `generate`, like all that follows.
@@ -154,7 +154,7 @@ def step(
     recorded as a CUDA graph.
 
     Source: as for `generate`.
-    Derived: —
+    Derived: 13_gpt eq-gpt-chain
 
     Args:
         model: as in `generate`.

@@ -70,9 +70,9 @@ def test_a_committed_comparison_is_whole_and_named_after_its_device_and_day(path
     assert re.fullmatch(rf"{name}-language(-\d+)?\.json", path.name)
     assert content["complete"]
     assert not content["quick"]
-    for row in content["rows"]:  # on a busy machine the twenty steps can mislead
+    for row in content["rows"]:  # on a busy machine the timed steps mislead
         if row["steps"]:
-            assert row["cpu_seconds"] == pytest.approx(content["budget_cpu_seconds"], rel=0.1)
+            assert row["cpu_seconds"] == pytest.approx(content["budget_cpu_seconds"], rel=0.3)
 
 
 # --- scoring
