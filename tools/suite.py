@@ -76,7 +76,7 @@ def chapters(*paths: str) -> Phase:
         The phase.
     """
     line = ["pytest", "-p", "tools.nbval_ipc", "--nbval-lax", "--nbval-current-env"]
-    line += ["--nbval-cell-timeout=120", "--nbval-kernel-startup-timeout=120", *paths]
+    line += ["--nbval-cell-timeout=400", "--nbval-kernel-startup-timeout=120", *paths]
     return Phase("chapters", [line], KERNEL_ENVIRONMENT)
 
 
