@@ -17,8 +17,8 @@ from aigc_lib.sampling import decode
 from bench.arms import Arm, Case, Goal, plain
 
 PROMPT = 16
-# The course's GPT, and GPT-2's smallest.
-COURSE = {"vocab_size": 512, "context": 256, "width": 96, "num_layers": 3, "num_heads": 4}
+# The GPT that writes code in the chapter, with GPT-2's positions; and GPT-2's smallest.
+COURSE = {"vocab_size": 2048, "context": 256, "width": 96, "num_layers": 3, "num_heads": 4}
 SMALL = {"vocab_size": 50257, "context": 1024, "width": 768, "num_layers": 12, "num_heads": 12}
 
 

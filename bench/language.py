@@ -5,10 +5,10 @@ the course's GPT, the recipe that nanoGPT's README gives for CPUs, and a GRU. Be
 n-gram models, which count instead and take no time to speak of. Bits are per character, whatever
 the tokens are.
 
-A budget of s seconds is s · threads of CPU time. A learning rate that falls must know the number of
-steps, so twenty steps are timed first; the CPU time that the training then took stands in the
-result. All networks share the engineering: one loop, one loss, fused AdamW. Text into tokens, the
-learning of the byte pairs and the scoring are nobody's time.
+A budget of s seconds is s · threads of CPU time. Learning rates and windows follow the share of it
+that is used up, and the training ends with it, however fast or busy the machine is. All networks
+share the engineering: one loop, one loss, fused AdamW. Text into tokens, the learning of the byte
+pairs and the scoring are nobody's time.
 
 The result is one file per run, written anew whenever an arm is done, so that Ctrl-C loses only the
 arm that is running.
@@ -58,14 +58,14 @@ class Recipe:
         num_layers: blocks (of 4 heads), or recurrent layers.
         positions: of a GPT.
         activation: of a GPT.
-        phases: what is trained on until which share of the steps: (share, T, B), the last share 1.
+        phases: what is trained on until which share of the time: (share, T, B), the last share 1.
         scored: T of the windows that are scored.
         muon_lr: of the matrices inside the blocks; None where AdamW has them too.
         adamw_lr: of all else.
         betas: of AdamW where it is alone.
         weight_decay: of AdamW where it is alone, for matrices.
-        warmup: steps until the full learning rate, from which it falls along a cosine.
-        end: the share of the learning rate that it falls to.
+        warmup: steps until the full learning rate.
+        end: the share of the learning rate that it falls to, along a cosine over the time.
     """
 
     network: str = "GPT"
@@ -103,7 +103,6 @@ RECIPES = {
     },
 }
 ORDERS = range(4, 11)  # of n-grams, as far as they can be numbered in 64 bits
-WARM, TIMED = 5, 20  # steps
 
 
 class GRU(nn.Module):
@@ -190,7 +189,7 @@ def new_arm(recipe: Recipe, vocab_size: int) -> tuple[nn.Module, torch.optim.Opt
 
 
 def training(
-    recipe: Recipe, vocab_size: int, tokens: Tensor, *, seed: int, steps: int
+    recipe: Recipe, vocab_size: int, tokens: Tensor, *, seed: int, used: Callable[[], float]
 ) -> tuple[nn.Module, Iterator[train.Step]]:
     """An arm that is about to learn.
 
@@ -199,42 +198,34 @@ def training(
         vocab_size: V.
         tokens: to learn from, (N,).
         seed: of weights and batches.
-        steps: in all; of few steps at most half are warm-up.
+        used: tells the share of the budget that is used up; from 1 on there are no more steps.
 
     Returns:
         The network, and the loop that trains it.
     """
     draws = devices.seed_everything(seed)
     model, optimizer = new_arm(recipe, vocab_size)
+    now = 0.0
 
-    def loss(step):
-        _, length, batch = next(phase for phase in recipe.phases if step < phase[0] * steps)
+    def loss(_):
+        _, length, batch = next(phase for phase in recipe.phases if now < phase[0])
         inputs, targets = corpora.windows(tokens, batch, length, draws)
         return linear_cross_entropy(model.features(inputs), model.head_weight, targets)
 
-    warmup = min(recipe.warmup, steps // 2)
-    schedule = train.warmup_cosine(steps, warmup=warmup, end=recipe.end)
-    return model, train.run(loss, model, optimizer, steps=steps, schedule=schedule, clip=1.0)
+    def rate(index):
+        fallen = (1 - math.cos(math.pi * now)) / 2
+        return min(1.0, (index + 1) / recipe.warmup) * (1 - (1 - recipe.end) * fallen)
 
+    def loop():
+        nonlocal now
+        settings = {"steps": sys.maxsize, "schedule": rate, "clip": 1.0}
+        for step in train.run(loss, model, optimizer, **settings):
+            yield step
+            now = used()
+            if now >= 1:
+                return
 
-def steps_within(budget: float, loops: list, clock: Callable = time.process_time) -> int:
-    """How many steps fit into a CPU time, judged by twenty of each kind after five uncounted ones.
-
-    Args:
-        budget: in seconds.
-        loops: for each kind of step its share among all, and a training loop of 25 of them.
-        clock: gives the CPU seconds of all threads together.
-
-    Returns:
-        At least 1.
-    """
-    seconds = 0.0
-    for share, loop in loops:
-        list(itertools.islice(loop, WARM))
-        start = clock()
-        list(itertools.islice(loop, TIMED))
-        seconds += share * (clock() - start) / TIMED
-    return max(1, round(budget / seconds))
+    return model, loop()
 
 
 @torch.inference_mode()
@@ -301,18 +292,17 @@ def train_and_score(
         What it took, and the bits.
     """
     vocab_size, tokens, held_out = numbers
-    loops, before = [], 0.0
-    for until, *sizes in recipe.phases:
-        alone = replace(recipe, phases=((1.0, *sizes),))
-        _, loop = training(alone, vocab_size, tokens, seed=seed, steps=WARM + TIMED)
-        loops.append((until - before, loop))
-        before = until
-    steps = steps_within(budget, loops)
-    model, loop = training(recipe, vocab_size, tokens, seed=seed, steps=steps)
-    took = _timed(lambda: [step.loss for step in loop])
+    start = time.process_time()
+
+    def used():
+        return (time.process_time() - start) / budget
+
+    model, loop = training(recipe, vocab_size, tokens, seed=seed, used=used)
+    losses: list[float] = []
+    took = _timed(lambda: losses.extend(step.loss for step in loop))
     bits = bits_per_character(nats(model.eval(), held_out, recipe.scored, vocab_size), characters)
     parameters = sum(p.numel() for p in model.parameters())
-    return {"bits_per_character": bits, **took, "steps": steps, "parameters": parameters}
+    return {"bits_per_character": bits, **took, "steps": len(losses), "parameters": parameters}
 
 
 def compare(texts: dict[str, corpora.Corpus], seeds: int, budget: float) -> Iterator[dict]:

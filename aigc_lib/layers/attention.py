@@ -140,7 +140,8 @@ class MultiHeadAttention(nn.Module):
         return self.project(x if memory is None else memory)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  #         B H T K
+        x = x.view(*x.shape[:2], self.heads, self.width // self.heads)
+        return x.transpose(1, 2)  #                                        B H T K
 
     def _check_call(self, x, memory, mask, turns, cache) -> None:
         self._check(x, "x")

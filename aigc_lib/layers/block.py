@@ -43,7 +43,7 @@ class Block(nn.Module):
         self.attention_norm, self.attention = norm(), attention
         self.cross_norm, self.cross = (None, None) if cross is None else (norm(), cross)
         self.mlp_norm, self.mlp = norm(), mlp
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(
         self,
@@ -70,8 +70,8 @@ class Block(nn.Module):
         """
         x = self._attend(x, mask, turns, cache)
         if self.cross is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), memory, mask=memory_mask))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+            x = self._add(x, self.cross(self.cross_norm(x), memory, mask=memory_mask))
+        return self._add(x, self.mlp(self.mlp_norm(x)))
 
     def cross_weights(
         self,
@@ -95,7 +95,10 @@ class Block(nn.Module):
 
     def _attend(self, x, mask, turns, cache) -> Tensor:
         answer = self.attention(self.attention_norm(x), mask=mask, turns=turns, cache=cache)
-        return x + self.dropout(answer)
+        return self._add(x, answer)
+
+    def _add(self, x, answer) -> Tensor:
+        return x + (answer if self.dropout is None else self.dropout(answer))
 
 
 class Stack(nn.ModuleList):

@@ -86,10 +86,9 @@ def rms_norm(
 
 
 def _normalise(op, x, weight, bias, eps, impl) -> Tensor:
-    _check(x, weight, bias, eps)
-    given = [t for t in (x, weight, bias) if t is not None]
+    given = _check(x, weight, bias, eps)
     chosen = dispatch.choose(op, impl, *given, refusal=_refusal(given))
-    if chosen == "reference" or x.numel() == 0:
+    if chosen == "reference" or not x.numel():
         return _reference(x, weight, bias, eps, op == "layer_norm")
     if chosen == "triton":
         return norm_forward(x, weight, bias, float(eps), op == "layer_norm")[0]
@@ -243,12 +242,13 @@ def _refusal(tensors) -> str | None:
     return f"it holds rows of at most {limit} channels {way} in registers, got {width}"
 
 
-def _check(x, weight, bias, eps) -> None:
+def _check(x, weight, bias, eps) -> list[Tensor]:
+    """The tensors that were given, once they fit."""
     if not x.is_floating_point():
         raise ValueError(f"expected x of a floating dtype, got {x.dtype}")
-    if x.ndim == 0 or x.shape[-1] < 1:
+    shape, device, given = x.shape[-1:], x.device, [x]
+    if not shape or shape[0] < 1:
         raise ValueError(f"expected x of shape (..., C) with C >= 1, got {tuple(x.shape)}")
-    shape, device = x.shape[-1:], x.device
     for name, v in (("weight", weight), ("bias", bias)):
         if v is None:
             continue
@@ -261,5 +261,7 @@ def _check(x, weight, bias, eps) -> None:
             raise ValueError(f"expected {name} of a floating dtype, got {v.dtype}")
         if v.device != device:
             raise ValueError(f"expected {name} on x's device {device}, got {v.device}")
+        given.append(v)
     if not 0 <= eps < math.inf:  # False for NaN too
         raise ValueError(f"expected a finite eps >= 0, got {eps}")
+    return given
