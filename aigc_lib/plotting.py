@@ -6,6 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -115,6 +116,27 @@ def scatter(ax: Axes, points: Tensor, *, half_width: float | int, color: str = "
     ax.set_xlim(-half_width, half_width)
     ax.set_ylim(-half_width, half_width)
     _plane(ax)
+
+
+def images(ax: Axes, pixels: Tensor, *, columns: int) -> None:
+    """Draw small grey images side by side, row by row, with a line between them and no axes.
+
+    Args:
+        ax: where to draw.
+        pixels: (N, 1, Y, X) from 0, black, to 1, white; N fills the rows.
+        columns: images in a row.
+
+    Raises:
+        ValueError: the images are of another shape, or do not fill the rows.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 1 or not len(pixels):
+        raise ValueError(f"expected images of shape (N, 1, Y, X), got {tuple(pixels.shape)}")
+    if columns < 1 or len(pixels) % columns:
+        raise ValueError(f"expected images that fill rows of {columns}, got {len(pixels)}")
+    framed = F.pad(pixels.detach().cpu().double(), (1, 1, 1, 1), value=0.5)
+    rows = framed[:, 0].unflatten(0, (-1, columns)).transpose(1, 2).flatten(2).flatten(0, 1)
+    ax.imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
 
 
 def curve(

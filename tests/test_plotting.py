@@ -54,9 +54,26 @@ def test_curve_averages_whole_windows():
     assert ax.lines[0].get_xdata().tolist() == [1, 3]
 
 
+def test_images_stand_row_by_row_and_upright():
+    _, (ax,) = plotting.panels(["images"])
+    pixels = torch.arange(6 * 2 * 3).reshape(6, 1, 2, 3) / 36
+    plotting.images(ax, pixels, columns=3)
+    picture = ax.images[0].get_array()
+    assert picture.shape == (2 * 4, 3 * 5)
+    for i, image in enumerate(pixels[:, 0]):
+        y, x = i // 3 * 4 + 1, i % 3 * 5 + 1
+        assert np.allclose(picture[y : y + 2, x : x + 3], image)
+    assert ax.images[0].origin == "upper"
+    assert ax.images[0].get_clim() == (0, 1)
+
+
 def test_bad_input_is_named():
     _, (ax,) = plotting.panels(["curve"])
     with pytest.raises(ValueError, match="expected 1 <= smooth <= 1 values, got 2"):
         plotting.curve(ax, [1.0], label="loss", color="blue", smooth=2)
     with pytest.raises(ValueError, match="expected titles that fill 2 rows, got 3"):
         plotting.panels(["a", "b", "c"], rows=2)
+    with pytest.raises(ValueError, match=r"expected images of shape \(N, 1, Y, X\), got \(4, 3\)"):
+        plotting.images(ax, torch.zeros(4, 3), columns=2)
+    with pytest.raises(ValueError, match="expected images that fill rows of 3, got 4"):
+        plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=3)
