@@ -12,9 +12,9 @@ Map of the package (a learner can read all of it in a weekend):
     kernels      Triton, for the ops that have a kernel
     layers       modules shared by two or more models
     models       one family per file: a config and its modules; weights/ of the judge of digits
-    objectives   likelihoods, divergences, the ELBO: one value per example
+    objectives   likelihoods, divergences, the ELBO, a GAN's losses: one value per example
     sampling     decoding: temperature, top-k, top-p, a cache of keys and values
-    data         embedded data sets, made or already installed, one file per modality
+    data         embedded data sets, made or already installed; MNIST, to be fetched, is optional
     metrics      bits per character, exact match, BLEU; recognition, coverage, Fréchet distance
 
 Shape letters, the same everywhere:

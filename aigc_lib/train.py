@@ -3,8 +3,9 @@
     for step in train.run(loss_fn, model, optimizer, steps=1000):
         losses.append(step.loss)
 
-The caller keeps the control: it draws curves, stops with `break`, or presses Ctrl-C, and the model
-always holds the weights of the last whole step.
+`alternating` is the same loop for models that are trained against each other. The caller keeps the
+control: it draws curves, stops with `break`, or presses Ctrl-C, and each model always holds the
+weights of its last whole update.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import copy
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ class Step:
     """What one update did.
 
     Attributes:
-        index: number of the step, from 0.
+        index: number of the step, from 0; the updates of one round of a game share it.
+        player: whose update; "model" in `run`.
         loss: the loss before the update, in the unit of the loss function.
         lr: learning rate of the first parameter group.
         grad_norm: Euclidean norm of all gradients together, before clipping.
     """
 
     index: int
+    player: str
     loss: float
     lr: float
     grad_norm: float
@@ -198,6 +201,23 @@ class Checkpoint:
     generators: dict[str, torch.Generator] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Player:
+    """One side of a game: what it minimises, and the weights that it may move.
+
+    Attributes:
+        loss_fn: from the round's index to a scalar; it makes its own batch.
+        model: the module whose weights the optimizer holds.
+        optimizer: any torch optimizer over the model's parameters whose step needs no closure.
+        ema: updated after each update of this player.
+    """
+
+    loss_fn: Callable[[int], Tensor]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None = None
+
+
 def warmup_cosine(steps: int, *, warmup: int = 0, end: float | int = 0.0) -> Callable[[int], float]:
     """A schedule: rise linearly over `warmup` steps, then fall along half a cosine to `end`.
 
@@ -268,65 +288,124 @@ def run(
         CheckpointError: the file there is not a checkpoint of this model.
         ValueError: a setting is out of range, or the loss is not a scalar.
     """
+    player = Player(loss_fn=loss_fn, model=model, optimizer=optimizer, ema=ema)
+    yield from _updates({"model": player}, steps, schedule, clip, checkpoint, save_every)
+
+
+def alternating(
+    players: Mapping[str, Player],
+    *,
+    steps: int,
+    schedule: Callable[[int], float | int] | None = None,
+    clip: float | int | None = None,
+    checkpoint: Checkpoint | None = None,
+    save_every: int | None = None,
+) -> Iterator[Step]:
+    """Train models against each other: in each round every player takes one step, in turn.
+
+    θ_k ← optimizer_k(θ_k, ∇θ_k loss_k(θ_1, …, θ_K)),   k = 1, …, K,
+
+    so the second player answers the first one's new weights. Each update is a step of its own: the
+    finite check comes before it, the yield after it, and a run that stops between the updates of
+    a round goes on with the next player. All else is as in `run`.
+
+    Source: Goodfellow et al. 2014, algorithm 1, with k = 1 and any loss for either player.
+    Derived: —
+
+    Args:
+        players: by name, in the order of their turns. A loss function may run all models, but only
+            its own player's weights move: detach what must not carry a gradient.
+        steps: number of rounds in all, those of an earlier, resumed run included.
+        schedule: from the round's index to a factor on each group's learning rate.
+        clip: largest norm of all gradients of one player together.
+        checkpoint: where the state is kept.
+        save_every: number of rounds between two saves; None saves only at the end or on a stop.
+
+    Yields:
+        One record per update, after it.
+
+    Raises:
+        NonFiniteLoss: with the round's number and the player's name.
+        CheckpointError: the file there is not a checkpoint of this game.
+        ValueError: a setting is out of range, there are no two players, a player's optimizer holds
+            other weights than its model's, or a loss is not a scalar.
+    """
+    if len(players) < 2:
+        raise ValueError(f"expected two or more players, got {len(players)}")
+    for name, player in players.items():
+        own = {id(p) for p in player.model.parameters()}
+        if not all(id(p) in own for p in _parameters(player)):
+            raise ValueError(f"expected the optimizer of {name} to hold its model's weights alone")
+    yield from _updates(players, steps, schedule, clip, checkpoint, save_every)
+
+
+def _updates(players, steps, schedule, clip, checkpoint, save_every) -> Iterator[Step]:
+    """Update number u is the turn of player u mod K in round u div K."""
     _validate(steps, clip, checkpoint, save_every)
-    state = _State(model, optimizer, ema, checkpoint)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state, turns = _State(players, checkpoint), list(players.items())
     try:
-        for index in range(state.restore(), steps):
+        for update in range(state.restore(), steps * len(turns)):
+            index, turn = divmod(update, len(turns))
+            name, player = turns[turn]
+            where = f"step {index}" if len(turns) == 1 else f"step {index}, {name}"
+            optimizer, parameters = player.optimizer, _parameters(player)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (schedule(index) if schedule else 1.0)
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_fn(index)
-            _require_finite(loss, index, "loss")
+            loss = player.loss_fn(index)
+            _require_finite(loss, where, "loss")
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            _require_finite(norm, index, "gradient")
+            _require_finite(norm, where, "gradient")
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
             with _interrupts_wait():
                 optimizer.step()
-                if ema is not None:
-                    ema.update(model)
-                state.completed(index + 1)
-            if index + 1 == steps or (save_every and (index + 1) % save_every == 0):
+                if player.ema is not None:
+                    player.ema.update(player.model)
+                state.completed(update + 1)
+            rounds, over = divmod(update + 1, len(turns))
+            if not over and (rounds == steps or (save_every and rounds % save_every == 0)):
                 state.save()
-            lr = optimizer.param_groups[0]["lr"]
-            yield Step(index=index, loss=loss.item(), lr=lr, grad_norm=norm.item())
+            lr, grad_norm = optimizer.param_groups[0]["lr"], norm.item()
+            yield Step(index=index, player=name, loss=loss.item(), lr=lr, grad_norm=grad_norm)
     except (KeyboardInterrupt, GeneratorExit):
         state.save()
         raise
 
 
 class _State:
-    """Everything that a resumed run needs, as of the last whole step."""
+    """Everything that a resumed run needs, as of the last whole update."""
 
-    def __init__(self, model, optimizer, ema, checkpoint):
-        self.model, self.optimizer, self.ema, self.checkpoint = model, optimizer, ema, checkpoint
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.steps = self.saved = 0
+    def __init__(self, players: Mapping[str, Player], checkpoint: Checkpoint | None):
+        self.players, self.checkpoint = players, checkpoint
+        for player in players.values():
+            for group in player.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        self.updates = self.saved = 0
 
-    def completed(self, steps: int) -> None:
-        self.steps = steps
+    def completed(self, updates: int) -> None:
+        self.updates = updates
         if self.checkpoint is not None:
-            # An interrupted forward pass may draw numbers and move running statistics.
+            # An interrupted forward pass may draw numbers and move any model's running statistics.
             self.random = {k: g.get_state() for k, g in self.checkpoint.generators.items()}
             self.rng = files.rng_state()
-            self.buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            self.buffers = {
+                name: {key: b.clone() for key, b in player.model.named_buffers()}
+                for name, player in self.players.items()
+            }
 
     def save(self) -> None:
-        if self.checkpoint is None or self.steps == self.saved:
+        if self.checkpoint is None or self.updates == self.saved:
             return
         tree: dict[str, Any] = {
-            "steps": self.steps,
-            "model": {**self.model.state_dict(), **self._persistent_buffers()},
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.model.state_dict() if self.ema is not None else None,
+            "updates": self.updates,
+            "players": {name: self._player(name) for name in self.players},
             "generators": self.random,
             "rng": self.rng,
         }
         files.save(self.checkpoint.path, tree)
-        self.saved = self.steps
+        self.saved = self.updates
 
     def restore(self) -> int:
         if self.checkpoint is None or not Path(self.checkpoint.path).exists():
@@ -334,12 +413,16 @@ class _State:
         path, generators = self.checkpoint.path, self.checkpoint.generators
         tree = files.load(path)
         try:
-            self.model.load_state_dict(tree["model"])
-            self.optimizer.load_state_dict(tree["optimizer"])
-            if (self.ema is None) != (tree["ema"] is None):
-                raise ValueError("one of the two runs has an EMA, the other has none")
-            if self.ema is not None:
-                self.ema.model.load_state_dict(tree["ema"])
+            if list(self.players) != list(tree["players"]):
+                raise ValueError(f"players {list(tree['players'])}")
+            for name, player in self.players.items():
+                part = tree["players"][name]
+                player.model.load_state_dict(part["model"])
+                player.optimizer.load_state_dict(part["optimizer"])
+                if (player.ema is None) != (part["ema"] is None):
+                    raise ValueError("one of the two runs has an EMA, the other has none")
+                if player.ema is not None:
+                    player.ema.model.load_state_dict(part["ema"])
             if generators.keys() != tree["generators"].keys():
                 raise ValueError(f"generators {sorted(tree['generators'])}")
             for name, generator in generators.items():
@@ -350,13 +433,22 @@ class _State:
                 f"{path}: expected a checkpoint of this run, got another ({error}); "
                 "name another file, or delete it to start anew"
             ) from error
-        self.completed(tree["steps"])
-        self.saved = self.steps
-        return self.steps
+        self.completed(tree["updates"])
+        self.saved = self.updates
+        return self.updates
 
-    def _persistent_buffers(self) -> dict[str, Tensor]:
-        names = self.model.state_dict().keys()
-        return {name: b for name, b in self.buffers.items() if name in names}
+    def _player(self, name: str) -> dict[str, Any]:
+        player, buffers = self.players[name], self.buffers[name]
+        weights = player.model.state_dict()
+        return {
+            "model": {**weights, **{key: b for key, b in buffers.items() if key in weights}},
+            "optimizer": player.optimizer.state_dict(),
+            "ema": player.ema.model.state_dict() if player.ema is not None else None,
+        }
+
+
+def _parameters(player: Player) -> list[Tensor]:
+    return [p for group in player.optimizer.param_groups for p in group["params"]]
 
 
 def _validate(steps, clip, checkpoint, save_every) -> None:
@@ -370,13 +462,13 @@ def _validate(steps, clip, checkpoint, save_every) -> None:
         raise ValueError("expected a checkpoint to go with save_every, got None")
 
 
-def _require_finite(value: Tensor, index: int, what: str) -> None:
+def _require_finite(value: Tensor, where: str, what: str) -> None:
     if value.ndim != 0:
         raise ValueError(f"expected a scalar {what}, got shape {tuple(value.shape)}")
     if not math.isfinite(value.item()):
         raise NonFiniteLoss(
-            f"step {index}: expected a finite {what}, got {value.item()}; "
-            "the weights are those before this step"
+            f"{where}: expected a finite {what}, got {value.item()}; "
+            "the weights are those before this update"
         )
 
 

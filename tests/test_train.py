@@ -170,7 +170,7 @@ def test_a_resumed_run_is_bitwise_the_same(tmp_path, stop):
     losses = [step.loss for step in whole.run()]
     path = tmp_path / "run"
     stop(Problem(path, ema=0.9, save_every=5))
-    assert checkpoint.load(path)["steps"] == 5
+    assert checkpoint.load(path)["updates"] == 5
     resumed = Problem(path, ema=0.9, save_every=5)
     torch.manual_seed(99)
     assert [step.loss for step in resumed.run()] == losses[5:]
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, value):
     with pytest.raises(train.NonFiniteLoss, match=r"step 3: expected a finite loss, got (nan|inf)"):
         next(steps)
     assert model[0].item() == before
-    assert checkpoint.load(path)["steps"] == 2
+    assert checkpoint.load(path)["updates"] == 2
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update():
@@ -345,6 +345,291 @@ def test_ema_decay_out_of_range_is_named(decay):
 def test_a_warmup_longer_than_the_run_is_named():
     with pytest.raises(ValueError, match="expected 0 <= warmup < steps, got warmup 5 and steps 5"):
         train.warmup_cosine(5, warmup=5)
+
+
+# Two players
+
+
+class Game:
+    """A small GAN with all that a resume must restore: dropout, statistics, a generator, an EMA."""
+
+    def __init__(self, path=None, *, steps=6, save_every=None, ema=0.9):
+        torch.manual_seed(0)
+        self.draw = torch.Generator().manual_seed(1)
+        self.g = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.d = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.g_optimizer = torch.optim.Adam(self.g.parameters(), lr=0.01, betas=(0.5, 0.999))
+        self.d_optimizer = torch.optim.Adam(self.d.parameters(), lr=0.02, betas=(0.5, 0.999))
+        self.ema = None if ema is None else train.EMA(self.g, ema)
+        self.settings = {"steps": steps, "save_every": save_every}
+        if path is not None:
+            self.settings["checkpoint"] = train.Checkpoint(
+                path=path, generators={"data": self.draw}
+            )
+
+    def noise(self):
+        return torch.randn(16, 2, generator=self.draw)
+
+    def d_loss(self, index):
+        real, fake = 0.5 * self.noise() + 1, self.g(self.noise()).detach()
+        return nn.functional.softplus(-self.d(real)).mean() + (
+            nn.functional.softplus(self.d(fake)).mean()
+        )
+
+    def g_loss(self, index):
+        return nn.functional.softplus(-self.d(self.g(self.noise()))).mean()
+
+    def players(self):
+        return {
+            "discriminator": train.Player(
+                loss_fn=lambda i: self.d_loss(i), model=self.d, optimizer=self.d_optimizer
+            ),
+            "generator": train.Player(
+                loss_fn=lambda i: self.g_loss(i),
+                model=self.g,
+                optimizer=self.g_optimizer,
+                ema=self.ema,
+            ),
+        }
+
+    def run(self):
+        return train.alternating(self.players(), **self.settings)
+
+    def state(self):
+        models = [self.g, self.d] + ([self.ema.model] if self.ema else [])
+        return torch.cat([v.flatten().double() for m in models for v in m.state_dict().values()])
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0, 1.9])
+def test_two_players_on_a_saddle_follow_the_matrix_of_alternating_steps(eta):
+    x, y = (nn.Parameter(torch.ones((), dtype=torch.float64)) for _ in range(2))
+
+    def player(loss_fn, weight):
+        optimizer = torch.optim.SGD([weight], lr=eta)
+        return train.Player(loss_fn=loss_fn, model=nn.ParameterList([weight]), optimizer=optimizer)
+
+    players = {"x": player(lambda _: x * y, x), "y": player(lambda _: -x * y, y)}
+    matrix = torch.tensor([[1, -eta], [eta, 1 - eta**2]], dtype=torch.float64)
+    expected = torch.ones(2, dtype=torch.float64)
+    records = []
+    for record in train.alternating(players, steps=7):
+        records.append(record)
+        if record.player == "y":
+            expected = matrix @ expected
+            assert torch.allclose(torch.stack([x, y]), expected, rtol=1e-12)
+    assert [(r.index, r.player) for r in records[:3]] == [(0, "x"), (0, "y"), (1, "x")]
+    assert records[0].loss == 1.0
+    assert records[1].loss == pytest.approx(-(1 - eta))  # y answers the new x
+    assert records[1].grad_norm == pytest.approx(abs(1 - eta))
+    assert records[1].lr == eta
+
+
+def test_a_game_by_hand_gives_bitwise_the_same_weights():
+    by_call = Game()
+    losses = [step.loss for step in by_call.run()]
+    by_hand = Game()
+    averages = [p.detach().clone() for p in by_hand.g.parameters()]
+    for index in range(6):
+        by_hand.d_optimizer.zero_grad()
+        loss_d = by_hand.d_loss(index)
+        loss_d.backward()
+        by_hand.d_optimizer.step()
+        by_hand.g_optimizer.zero_grad()
+        loss_g = by_hand.g_loss(index)
+        loss_g.backward()
+        by_hand.g_optimizer.step()
+        assert [loss_d.item(), loss_g.item()] == losses[2 * index : 2 * index + 2]
+        for mean, now in zip(averages, by_hand.g.parameters(), strict=True):
+            mean += 0.1 * (now.detach() - mean)
+    by_hand.ema = None
+    assert torch.equal(by_hand.state(), by_call.state()[: len(by_hand.state())])
+    for mean, other in zip(averages, by_call.ema.model.parameters(), strict=True):
+        assert torch.allclose(mean, other, atol=1e-6)
+    for mean, now in zip(by_call.ema.model.buffers(), by_call.g.buffers(), strict=True):
+        assert torch.equal(mean, now)
+
+
+def test_only_the_weights_of_the_player_whose_turn_it_is_move():
+    game = Game()
+    weights = {
+        name: [p.detach().clone() for p in model.parameters()]
+        for name, model in (("discriminator", game.d), ("generator", game.g))
+    }
+    for step in game.run():
+        for name, model in (("discriminator", game.d), ("generator", game.g)):
+            same = [
+                torch.equal(a, b) for a, b in zip(weights[name], model.parameters(), strict=True)
+            ]
+            assert not any(same) if name == step.player else all(same)
+            weights[name] = [p.detach().clone() for p in model.parameters()]
+
+
+def test_a_schedule_counts_rounds_and_scales_each_players_own_rate():
+    game = Game(steps=3)
+    game.settings["schedule"] = lambda index: 0.5**index
+    rates = [(step.player, step.lr) for step in game.run()]
+    d, g = ([rate for name, rate in rates if name[0] == letter] for letter in "dg")
+    assert d == pytest.approx([0.02, 0.01, 0.005])
+    assert g == pytest.approx([0.01, 0.005, 0.0025])
+
+
+def test_clipping_bounds_each_players_gradient_by_itself():
+    game = Game(steps=1)
+    game.d_optimizer = torch.optim.SGD(game.d.parameters(), lr=1.0)
+    game.g_optimizer = torch.optim.SGD(game.g.parameters(), lr=1.0)
+    before = {m: nn.utils.parameters_to_vector(m.parameters()).clone() for m in (game.d, game.g)}
+    game.settings["clip"] = 0.01
+    for step in game.run():
+        model = game.d if step.player == "discriminator" else game.g
+        moved = nn.utils.parameters_to_vector(model.parameters()) - before[model]
+        assert step.grad_norm > 0.01
+        assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def stop_game_by_break(game):
+    """After the discriminator's update of round 3: half a round."""
+    for step in game.run():
+        if (step.index, step.player) == (3, "discriminator"):
+            break
+
+
+def stop_game_between_rounds(game):
+    for step in game.run():
+        if (step.index, step.player) == (2, "generator"):
+            break
+
+
+def stop_game_by_interrupt(player):
+    def stop(game):
+        whole = getattr(game, f"{player}_loss")
+
+        def interrupted(index):
+            value = whole(index)  # draws numbers and moves the statistics of both models
+            if index == 3:
+                raise KeyboardInterrupt
+            return value
+
+        setattr(game, f"{player}_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(game.run())
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("stop", "done"),
+    [
+        (stop_game_by_break, 7),
+        (stop_game_between_rounds, 6),
+        (stop_game_by_interrupt("d"), 6),
+        (stop_game_by_interrupt("g"), 7),
+    ],
+)
+def test_a_resumed_game_is_bitwise_the_same(tmp_path, stop, done):
+    whole = Game()
+    losses = [step.loss for step in whole.run()]
+    path = tmp_path / "game"
+    stop(Game(path))
+    assert checkpoint.load(path)["updates"] == done
+    resumed = Game(path)
+    torch.manual_seed(99)
+    records = list(resumed.run())
+    assert [step.loss for step in records] == losses[done:]
+    assert records[0].player == ("discriminator", "generator")[done % 2]
+    assert torch.equal(resumed.state(), whole.state())
+    assert list(Game(path).run()) == []
+
+
+def test_a_game_is_saved_after_whole_rounds(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, tree: saved.append(tree["updates"]))
+    list(Game(tmp_path / "game", steps=5, save_every=2).run())
+    assert saved == [4, 8, 10]
+
+
+def test_a_loss_that_is_not_finite_names_the_player_and_stops_before_its_update(tmp_path):
+    path = tmp_path / "game"
+    game = Game(path, save_every=1)
+    g_loss = game.g_loss
+    game.g_loss = lambda index: g_loss(index) * (math.nan if index == 2 else 1.0)
+    steps = game.run()
+    for _ in range(5):
+        next(steps)
+    before = [p.detach().clone() for p in game.g.parameters()]
+    with pytest.raises(train.NonFiniteLoss, match="step 2, generator: expected a finite loss, got"):
+        next(steps)
+    for a, b in zip(before, game.g.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert checkpoint.load(path)["updates"] == 4
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize(("player", "done"), [("d", 1), ("g", 2)])
+def test_interrupts_wait_until_a_players_update_is_whole(tmp_path, player, done):
+    whole = Game()
+    list(whole.run())
+    path = tmp_path / "game"
+    game = Game(path)
+    optimizer = getattr(game, f"{player}_optimizer")
+    half = optimizer.step
+
+    def step(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return half(*arguments)
+
+    optimizer.step = step
+    with pytest.raises(KeyboardInterrupt):
+        list(game.run())
+    assert checkpoint.load(path)["updates"] == done
+    resumed = Game(path)
+    list(resumed.run())
+    assert torch.equal(resumed.state(), whole.state())
+
+
+def swap_optimizers(game):
+    game.d_optimizer, game.g_optimizer = game.g_optimizer, game.d_optimizer
+
+
+def one_optimizer_for_both(game):
+    both = [*game.d.parameters(), *game.g.parameters()]
+    game.d_optimizer = torch.optim.Adam(both)
+
+
+@pytest.mark.parametrize("fault", [swap_optimizers, one_optimizer_for_both])
+def test_an_optimizer_of_another_players_weights_is_refused(fault):
+    game = Game()
+    fault(game)
+    with pytest.raises(ValueError, match="expected the optimizer of discriminator to hold its"):
+        next(game.run())
+
+
+def test_a_game_needs_two_players():
+    game = Game()
+    with pytest.raises(ValueError, match="expected two or more players, got 1"):
+        next(train.alternating({"alone": game.players()["generator"]}, steps=1))
+
+
+def rename(players):
+    return {"critic" if name == "discriminator" else name: p for name, p in players.items()}
+
+
+def reverse(players):
+    return dict(reversed(players.items()))
+
+
+@pytest.mark.parametrize("change", [rename, reverse])
+def test_a_checkpoint_of_another_game_is_refused(tmp_path, change):
+    path = tmp_path / "game"
+    list(Game(path, steps=1).run())
+    game = Game(path)
+    with pytest.raises(checkpoint.CheckpointError, match="expected a checkpoint of this run"):
+        next(train.alternating(change(game.players()), **game.settings))
+    problem = Problem(path)
+    with pytest.raises(checkpoint.CheckpointError, match="expected a checkpoint of this run"):
+        next(problem.run())
+
+
+# Two optimizers
 
 
 class Parted(Problem):
