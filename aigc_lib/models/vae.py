@@ -67,7 +67,7 @@ class VAE(nn.Module):
 
     Source: Kingma and Welling 2014, section 3 and appendix C; labels: Kingma et al. 2014, equations
     2 and 6, where y is always known here; start: He et al. 2015, section 2.2.
-    Derived: —
+    Derived: 21_vae eq-vae-objective
     """
 
     def __init__(self, config: VAEConfig):

@@ -254,7 +254,7 @@ def free_bits(kl: Float[Tensor, "B G"], floor: float | int) -> Float[Tensor, " B
     the floor. A group under it gets no gradient from the rate.
 
     Source: Kingma et al. 2016, the objective with free bits.
-    Derived: —
+    Derived: 21_vae eq-free-bits
 
     Args:
         kl: the KL of each group of latent numbers, such as `gaussian_kl_per_dim` gives.
