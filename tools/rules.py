@@ -16,6 +16,7 @@ from tools.notebooks import cell_name, code_hash, has_tag
 MAX_IMAGE = 150_000  # bytes
 MAX_NOTEBOOK = 1_500_000
 MAX_LINES = 40
+TAGS = {"parameters", "nbval-check-output", "hide-cell", "hide-input", "readme-figure"}
 SECTIONS = (
     "## Goals",
     "中文提要",
@@ -58,6 +59,8 @@ def cells(nb: NotebookNode) -> Iterator[str]:
         if cell.cell_type != "code":
             continue
         name = cell_name(nb, index)
+        for tag in sorted(set(cell.metadata.get("tags", ())) - TAGS):
+            yield f"{name}: an unknown tag {tag!r}, which nothing would obey"
         lines = len(cell.source.splitlines())
         if not cell.source.strip():
             yield f"{name}: an empty code cell"

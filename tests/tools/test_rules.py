@@ -63,6 +63,7 @@ def test_more_seconds_than_the_manifest_allows_are_a_fault(good):
     [
         (replace(4, "\n", "\n" * 40), "cell 5 (import matplotlib.pyplot as plt): 41 lines, at"),
         (replace(4, "import matplotlib.pyplot as plt\nfrom tqdm import tqdm", " "), "empty code"),
+        (lambda nb: nb.cells[13].metadata.update(tags=["hide-celll"]), "unknown tag 'hide-celll'"),
         (output(13, "display_data", image(150_001)), "an image of 150 kB"),
         (output(13, "display_data", {"text/html": "x"}), "an output of type text/html"),
         (output(13, "stream", name="stderr", text="careful"), "wrote to stderr: careful"),
