@@ -36,7 +36,7 @@ class ToyGenerator(nn.Module):
     """A perceptron z → x̃, with ReLU between the layers; torch's own start.
 
     Source: Goodfellow et al. 2014, section 3: "G(z; θ_g), where G is a … multilayer perceptron".
-    Derived: —
+    Derived: 30_gan_minimax eq-generator
     """
 
     def __init__(self, config: ToyGANConfig):
@@ -63,7 +63,7 @@ class ToyDiscriminator(nn.Module):
     """A perceptron x → logit of "x is real", with ReLU between the layers; torch's own start.
 
     Source: Goodfellow et al. 2014, section 3: "a second multilayer perceptron D(x; θ_d)".
-    Derived: —
+    Derived: 30_gan_minimax eq-value
     """
 
     def __init__(self, config: ToyGANConfig):
