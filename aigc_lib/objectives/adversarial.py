@@ -124,7 +124,7 @@ def hinge_discriminator_loss(
 
     An example on its own side of the margin costs nothing and teaches nothing.
 
-    Source: Lim and Ye 2017, section 3; Miyato et al. 2018, equation 16, with the sign turned.
+    Source: Lim and Ye 2017; Miyato et al. 2018, equation 16, with the sign turned.
     Derived: 30_gan_minimax eq-hinge
 
     Args:
@@ -146,7 +146,7 @@ def hinge_generator_loss(fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
     −ã,   in units of the score; its slope is −1 everywhere.
 
-    Source: Lim and Ye 2017, section 3; Miyato et al. 2018, equation 17.
+    Source: Lim and Ye 2017; Miyato et al. 2018, equation 17.
     Derived: 30_gan_minimax eq-hinge
 
     Args:
