@@ -310,7 +310,7 @@ def alternating(
     a round goes on with the next player. All else is as in `run`.
 
     Source: Goodfellow et al. 2014, algorithm 1, with k = 1 and any loss for either player.
-    Derived: —
+    Derived: 30_gan_minimax eq-alternating
 
     Args:
         players: by name, in the order of their turns. A loss function may run all models, but only

@@ -36,7 +36,7 @@ class ToyGenerator(nn.Module):
     """A perceptron z → x̃, with ReLU between the layers; torch's own start.
 
     Source: Goodfellow et al. 2014, section 3: "G(z; θ_g), where G is a … multilayer perceptron".
-    Derived: —
+    Derived: 30_gan_minimax eq-generator
     """
 
     def __init__(self, config: ToyGANConfig):
@@ -63,7 +63,7 @@ class ToyDiscriminator(nn.Module):
     """A perceptron x → logit of "x is real", with ReLU between the layers; torch's own start.
 
     Source: Goodfellow et al. 2014, section 3: "a second multilayer perceptron D(x; θ_d)".
-    Derived: —
+    Derived: 30_gan_minimax eq-value
     """
 
     def __init__(self, config: ToyGANConfig):
@@ -236,7 +236,7 @@ def _embedding(num_classes: int, width: int) -> nn.Embedding | None:
 
 @torch.no_grad()
 def _initialise(model: nn.Module) -> None:
-    """As Radford et al. start: weights from N(0, 0.02²), BatchNorm's factors from N(1, 0.02²)."""
+    """Weights from N(0, 0.02²), as in section 4; BatchNorm's factors N(1, 0.02²), as in its code."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.normal_(1.0, 0.02)

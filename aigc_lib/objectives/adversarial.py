@@ -32,7 +32,7 @@ def discriminator_loss(real: Float[Tensor, " B"], fake: Float[Tensor, " B"]) -> 
     discriminator that says ½ to everything has log 4.
 
     Source: Goodfellow et al. 2014, equation 1, with the sign turned.
-    Derived: —
+    Derived: 30_gan_minimax eq-value
 
     Args:
         real: a, logits of real examples.
@@ -56,7 +56,7 @@ def saturating_generator_loss(fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     Unbounded below. Where D is sure of a fake the slope is nearly 0: it saturates.
 
     Source: Goodfellow et al. 2014, equation 1: the term of V that G enters.
-    Derived: —
+    Derived: 30_gan_minimax eq-slopes
 
     Args:
         fake: ã, logits of generated examples.
@@ -77,7 +77,7 @@ def non_saturating_generator_loss(fake: Float[Tensor, " B"]) -> Float[Tensor, " 
     −log σ(ã),   in nats; its slope in ã is −(1 − D).
 
     Source: Goodfellow et al. 2014, section 3: "maximize log D(G(z))".
-    Derived: —
+    Derived: 30_gan_minimax eq-slopes
 
     Args:
         fake: ã, logits of generated examples.
@@ -100,7 +100,7 @@ def probability_generator_loss(fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]
     It is here to be compared: the slope is nearly 0 wherever D is sure, in either direction.
 
     Source: Popular texts; compare Goodfellow et al. 2014, section 3, whose loss has the logarithm.
-    Derived: —
+    Derived: 30_gan_minimax eq-slopes
 
     Args:
         fake: ã, logits of generated examples.
@@ -124,8 +124,8 @@ def hinge_discriminator_loss(
 
     An example on its own side of the margin costs nothing and teaches nothing.
 
-    Source: Lim and Ye 2017, section 3; Miyato et al. 2018, equation 16, with the sign turned.
-    Derived: —
+    Source: Lim and Ye 2017; Miyato et al. 2018, equation 16, with the sign turned.
+    Derived: 30_gan_minimax eq-hinge
 
     Args:
         real: a, scores of real examples; no probability is made of them.
@@ -146,8 +146,8 @@ def hinge_generator_loss(fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
     −ã,   in units of the score; its slope is −1 everywhere.
 
-    Source: Lim and Ye 2017, section 3; Miyato et al. 2018, equation 17.
-    Derived: —
+    Source: Lim and Ye 2017; Miyato et al. 2018, equation 17.
+    Derived: 30_gan_minimax eq-hinge
 
     Args:
         fake: ã, scores of generated examples.
