@@ -236,7 +236,7 @@ def _embedding(num_classes: int, width: int) -> nn.Embedding | None:
 
 @torch.no_grad()
 def _initialise(model: nn.Module) -> None:
-    """Weights from N(0, 0.02²), as in section 4; BatchNorm's factors N(1, 0.02²), as in its code."""
+    """Weights as in section 4 of Radford et al., BatchNorm's factors as in the code beside it."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.normal_(1.0, 0.02)

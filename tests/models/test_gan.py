@@ -231,25 +231,25 @@ def test_two_perceptrons_find_four_modes(generator):
         return torch.randn(count, 2, generator=generator)
 
     def d_loss(_):
-        return discriminator_loss(d(ring(128, generator)), d(g(noise(128)).detach())).mean()
+        return discriminator_loss(d(ring(64, generator)), d(g(noise(64)).detach())).mean()
 
     def g_loss(_):
-        return non_saturating_generator_loss(d(g(noise(128)))).mean()
+        return non_saturating_generator_loss(d(g(noise(64)))).mean()
 
     players = {
         "d": train.Player(
             loss_fn=d_loss,
             model=d,
-            optimizer=torch.optim.Adam(d.parameters(), lr=2e-3, betas=(0.5, 0.9)),
+            optimizer=torch.optim.Adam(d.parameters(), lr=2e-3, betas=(0.0, 0.9)),
         ),
         "g": train.Player(
             loss_fn=g_loss,
             model=g,
-            optimizer=torch.optim.Adam(g.parameters(), lr=1e-3, betas=(0.5, 0.9)),
+            optimizer=torch.optim.Adam(g.parameters(), lr=2e-3, betas=(0.0, 0.9)),
             ema=ema,
         ),
     }
-    for _ in train.alternating(players, steps=800):
+    for _ in train.alternating(players, steps=500):
         pass
     points = ema.model(noise(2000))
     angle = math.pi / 2 * torch.arange(4)
