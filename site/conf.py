@@ -39,6 +39,7 @@ if npm.MATHJAX.home(ROOT).is_dir():
 
 html_theme = "sphinx_book_theme"
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_favicon = "static/favicon.svg"
 html_show_copyright = False
 html_use_index = html_domain_indices = False  # the search finds more

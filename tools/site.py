@@ -19,6 +19,7 @@ from tools import ROOT, Refusal, command, manifest, notebooks, rules
 from tools.book import api, front, npm, speed, teach
 from tools.book.parts import PARTS, chapters_of
 
+
 def table_of_contents(book: manifest.Book, library: list[str]) -> dict:
     """Group the chapters into parts, and put the other pages behind them.
 

@@ -138,7 +138,9 @@ def test_figures_are_described_for_those_who_do_not_see_them(book, page):
     page.goto(f"{book}/00_start_here.html")
     figures = page.locator(".cell_output img").evaluate_all("all => all.map(i => i.alt)")
     notebook = nbformat.read(BOOK.chapters[0].notebook(), as_version=4)
-    drawn = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    drawn = [
+        o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
     assert len(figures) == len(drawn)
     assert all(text.startswith("Figure") for text in figures)
 

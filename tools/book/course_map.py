@@ -81,7 +81,9 @@ def _part(key: str, row: int, has_chapters: bool) -> str:
     first = y + ROW / 2 - 9 * (len(names) - 1) - 3
     for number, name in enumerate(names):
         line += f'<text class="part" x="16" y="{first + 18 * number}">{html.escape(name)}</text>'
-    line += f'<text class="zh" x="16" y="{first + 18 * len(names)}" lang="zh">{part.title_zh}</text>'
+    line += (
+        f'<text class="zh" x="16" y="{first + 18 * len(names)}" lang="zh">{part.title_zh}</text>'
+    )
     if not has_chapters:
         what = html.escape(f"planned: {part.builds}")
         line += f'<text class="later" x="{LABEL + GAP / 2}" y="{y + ROW / 2 + 5}">{what}</text>'
@@ -97,10 +99,9 @@ def _chapter(chapter: Chapter, box: Box) -> str:
         for number, word in enumerate(words)
     )
     return (
-        f'<a href="{chapter.file}.html" aria-label="Chapter {chapter.number}: '
-        f'{html.escape(chapter.title)}"><rect class="box" x="{box.x:.1f}" y="{box.y}" '
+        f'<a href="{chapter.file}.html"><rect class="box" x="{box.x:.1f}" y="{box.y}" '
         f'width="{box.width:.1f}" height="{BOX}" rx="6"/><text class="number" '
-        f'x="{box.x + 10:.0f}" y="{box.y + BOX / 2 + 5}">{chapter.number}</text>{text}</a>'
+        f'x="{box.x + 10:.0f}" y="{box.y + BOX / 2 + 5}">{chapter.number}</text> {text}</a>'
     )
 
 
@@ -114,7 +115,7 @@ def _arrow(start: Box, end: Box) -> str:
             bend = f"{x0 + 20:.0f} {y0 - 16} {x1 - 20:.0f} {y1 - 16}"
     else:
         x0, y0, x1, y1 = start.x + 24, start.y + BOX, end.x + 24, end.y
-        bend = f"{x0 - 0:.0f} {y0 + 24} {x1:.0f} {y1 - 24}"
+        bend = f"{x0:.0f} {y0 + 24} {x1:.0f} {y1 - 24}"
         if end.y - start.y > ROW:  # left of the rows between
             x0, y0, x1, y1 = start.x, start.y + BOX * 0.7, end.x, end.y + BOX * 0.4
             bend = f"{LABEL - 12} {y0 + 20} {LABEL - 12} {y1 - 20}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from docutils import nodes
 
 PAGE = "glossary"
-_PLAIN = (nodes.literal, nodes.reference, nodes.title, nodes.raw, nodes.image, nodes.math)
+_NO_PROSE = (nodes.literal, nodes.literal_block, nodes.reference, nodes.title, nodes.table)
 _CHINESE = re.compile("[\u3400-\u9fff]")
 
 
@@ -58,7 +58,8 @@ def link_first_uses(document: nodes.document, found: list[Term], address: str) -
         found: from `terms`.
         address: of the glossary, as seen from the page.
     """
-    by_name = {name.lower(): term for term in found for name in term.english}
+    # Sphinx has made apostrophes typographic.
+    by_name = {name.lower().replace("'", "’"): term for term in found for name in term.english}
     longest_first = sorted(by_name, key=len, reverse=True)
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, longest_first))})(s?)\b", re.IGNORECASE)
     done: set[str] = set()
@@ -70,7 +71,7 @@ def link_first_uses(document: nodes.document, found: list[Term], address: str) -
 def _is_prose(text: nodes.Text) -> bool:
     node = text.parent
     while node is not None and not isinstance(node, nodes.document):
-        if isinstance(node, _PLAIN + (nodes.literal_block, nodes.math_block, nodes.table)):
+        if isinstance(node, _NO_PROSE):
             return False
         node = node.parent
     return isinstance(text.parent, nodes.paragraph | nodes.strong | nodes.emphasis)

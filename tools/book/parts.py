@@ -15,12 +15,16 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "0": Part("Orientation", "起步", "a first density model, and the training loop behind all others"),
+    "0": Part(
+        "Orientation", "起步", "a first density model, and the training loop behind all others"
+    ),
     "1": Part("Text", "文本", "attention, a Transformer that translates, a GPT that writes"),
-    "2": Part("Latent variables", "潜变量", "models with hidden causes, trained by a bound"),
+    "2": Part("Latent variables", "隐变量", "models with hidden causes, trained by a bound"),
     "3": Part("Adversarial", "对抗", "generators that learn from a critic"),
     "4": Part("Diffusion", "扩散", "images out of noise, guided by a class or a caption"),
-    "5": Part("Sound, motion, many modalities", "声音、运动、多模态", "speech, video, text with images"),
+    "5": Part(
+        "Sound, motion, many modalities", "声音、运动、多模态", "speech, video, text with images"
+    ),
     "6": Part("In practice", "实践", "evaluation, kernels, scaling, inference, safe release"),
     "9": Part("Appendix", "附录", "glossary and sources"),
 }

@@ -1,5 +1,6 @@
 """Search in two languages: English words by their stems, Chinese by neighbouring characters."""
 
+import itertools
 import re
 
 from sphinx.search.en import SearchEnglish
@@ -32,7 +33,7 @@ var splitQuery = (query) =>
         words: list[str] = []
         for run in _RUNS.findall(input):
             if re.match(f"[{_HAN}]", run):
-                words += [*run, *map("".join, zip(run, run[1:], strict=False))]
+                words += [*run, *map("".join, itertools.pairwise(run))]
             else:
                 words.append(run)
         return words

@@ -9,10 +9,10 @@ from bench.race import is_noise
 
 HEAD = """# Speed
 
-What was raced, on which machine, and when. `python -m bench` writes these files; the tables show all
-of their rows, also those that we lose. A **ratio** is the peer's time divided by ours, the median over
-the rounds with its 20th and 80th percentile: above 1 we are faster. "~1" means that it can't be told
-from the peer raced against itself. A **floor** is what our row must reach.
+What was raced, on which machine, and when. `python -m bench` writes these files; the tables show
+all of their rows, also those that we lose. A **ratio** is the peer's time divided by ours, the
+median over the rounds with its 20th and 80th percentile: above 1 we are faster. "~1" means that it
+can't be told from the peer raced against itself. A **floor** is what our row must reach.
 """
 
 
@@ -36,7 +36,9 @@ def page(root: Path) -> str:
 def _head(kind: str, name: str, result: dict) -> list[str]:
     versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items() if value)
     capability = result["capability"]
-    device = result["device"] + (f", capability {capability[0]}.{capability[1]}" if capability else "")
+    device = result["device"] + (
+        f", capability {capability[0]}.{capability[1]}" if capability else ""
+    )
     trial = " A quick trial, not a measurement." if result["quick"] else ""
     return [
         f"## {kind}: {result['device']}, {result['date']}",
@@ -94,7 +96,7 @@ def _language(name: str, result: dict) -> list[str]:
         f"- **Command:** `{result['command']}`: each network learned for "
         f"{result['budget_cpu_seconds']:.0f} s of CPU time, from {len(result['seeds'])} seeds.",
         "",
-        "Bits per character of held-out text, fewer is better: the median, and the range over seeds.",
+        "Bits per character of held-out text, fewer is better: median, and range over seeds.",
         "",
         "| text | model | parameters | bits | range |",
         "|:--|:--|--:|--:|:--|",
@@ -128,7 +130,9 @@ def _gaps(results: dict[str, dict]) -> Iterator[str]:
         absent = [key for key in ("triton", "liger-kernel") if not result["versions"][key]]
         if absent:
             yield f"- **Peers not installed for `{name}`:** {', '.join(absent)}."
-        refused = sum(bool(row["refused"]) for entry in result["ops"].values() for row in entry["rows"])
+        refused = sum(
+            bool(row["refused"]) for entry in result["ops"].values() for row in entry["rows"]
+        )
         if refused:
             yield f"- **In `{name}`:** {refused} rows say 'not timed', and why."
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""The page "Teach with it": syllabi of several lengths, from what book.toml says of the chapters."""
+"""The page "Teach with it": syllabi of several lengths, from what book.toml says."""
 
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.manifest import Book, Chapter

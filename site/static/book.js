@@ -1,0 +1,20 @@
+// Names that the theme leaves out, for those who use a screen reader.
+document.addEventListener("DOMContentLoaded", () => {
+  const sidebar = document.querySelector("#pst-primary-sidebar");
+  sidebar?.setAttribute("role", "complementary");
+  sidebar?.setAttribute("aria-label", "The book");
+  for (const button of document.querySelectorAll(".search-button-field")) {
+    button.removeAttribute("aria-label"); // its text says more
+  }
+  for (const summary of document.querySelectorAll(".bd-links summary")) {
+    summary.setAttribute("aria-label", "Pages below");
+  }
+  for (const summary of document.querySelectorAll(".cell summary")) {
+    summary.removeAttribute("aria-label"); // likewise
+  }
+  for (const head of document.querySelectorAll("th")) {
+    if (!head.textContent.trim()) {
+      head.replaceWith(document.createElement("td")); // a table's empty corner heads nothing
+    }
+  }
+});
