@@ -12,6 +12,9 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const summary of document.querySelectorAll(".cell summary")) {
     summary.removeAttribute("aria-label"); // likewise
   }
+  for (const source of document.querySelectorAll(".citation")) {
+    source.setAttribute("role", "listitem"); // in place of a role that is out of use
+  }
   for (const head of document.querySelectorAll("th")) {
     if (!head.textContent.trim()) {
       head.replaceWith(document.createElement("td")); // a table's empty corner heads nothing

@@ -5,7 +5,7 @@ import re
 from equations import Equations
 from playwright.sync_api import Page
 
-RAW = re.compile(r":::|\$\$|\{[a-z]+(?::[a-z]+)?\}`?|\(eq-|\\[a-z]+\{")
+RAW = re.compile(r":::|\$\$|\{[a-z]+(?::[a-z]+)?\}`?|\(eq-|\\[a-z]{2,}\{")
 TEXT = """selector => [...document.querySelectorAll(selector)].map(element => {
     const copy = element.cloneNode(true);
     copy.querySelectorAll("pre, code, script, mjx-container, .katex").forEach(e => e.remove());
@@ -95,16 +95,16 @@ def equation_faults(page: Page) -> list[str]:
         What it says of each, with the text around.
     """
     return page.evaluate(r"""() => {
-        const around = node => node.closest("p, li, td, div")?.textContent.trim().slice(0, 80);
         const faults = [];
-        for (const item of window.MathJax?.startup?.document?.math ?? []) {
-            const root = item.typesetRoot;
-            const error = root.querySelector("mjx-merror");
-            const unknown = [...root.querySelectorAll("mjx-assistive-mml mtext")]
+        for (const equation of document.querySelectorAll("article mjx-container")) {
+            const error = equation.querySelector("mjx-merror");
+            const unknown = [...equation.querySelectorAll("mjx-assistive-mml mtext")]
                 .find(text => text.textContent.startsWith("\\"));
             if (error || unknown) {
-                const why = error?.getAttribute("data-mjx-error") ?? unknown.textContent;
-                faults.push(`${item.math}: ${why} (in: ${around(root)})`);
+                const why = error?.dataset.mjxError ?? unknown.textContent;
+                const around = equation.closest("p, li, td, div").cloneNode(true);
+                around.querySelectorAll("mjx-container").forEach(math => math.replaceWith("…"));
+                faults.push(`${why}, in: ${around.textContent.trim().slice(0, 80)}`);
             }
         }
         return faults;

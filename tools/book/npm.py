@@ -38,6 +38,7 @@ MATHJAX = Package(
     ("tex-mml-chtml.js", "output/chtml/fonts/", "input/tex/extensions/"),
 )
 AXE = Package("axe-core", "4.14.1", 1, "package/", ("axe.min.js",))
+MYST = Package("mystmd", "1.8.3", 3, "package/", ("dist/",))
 
 
 def fetch(package: Package, root: Path) -> Path | None:
