@@ -102,6 +102,17 @@ def test_a_solution_is_folded_until_it_is_asked_for_by_key(book, page):
     inside.wait_for()
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_solution_is_folded(name, course, book, page):
+    page.goto(f"{book}/{name}.html")
+    open_code = page.locator("div.cell:not(:has(details)) div.cell_input pre")
+    texts = open_code.evaluate_all("all => all.map(code => code.textContent)")
+    assert [text[:60] for text in texts if text.startswith("# Solution")] == []
+    assert page.locator("div.cell:has(details) pre", has_text="# Solution").count() > 0
+    titles = page.locator(".solution .admonition-title")
+    assert titles.count() == page.locator(".solution.dropdown").count() > 0
+
+
 def test_the_keyboard_reaches_content_search_and_next_page(book, page):
     page.goto(f"{book}/00_start_here.html")
     page.keyboard.press("Tab")

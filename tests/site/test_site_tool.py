@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import sample
+import yaml
 
 from tools import ROOT, Refusal, manifest, site
 from tools.book import npm
@@ -171,6 +172,15 @@ def test_mathjax_is_the_course_s_own(course):
     if npm.MATHJAX.home(ROOT).is_dir():
         html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
         assert 'src="_static/mathjax/tex-mml-chtml.js' in html
+
+
+def test_the_workflow_publishes_what_make_book_writes():
+    text = (ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(text)["jobs"]["book"]["steps"]
+    assert any(step.get("run") == "make book" for step in steps)
+    assert [step["with"]["path"] for step in steps if "path" in step.get("with", {})] == [
+        "_build/html"
+    ]
 
 
 class edited:
