@@ -37,7 +37,8 @@ def test_all_pages_are_looked_at(course):
 @pytest.mark.parametrize("name", [*CHAPTERS, *OTHERS])
 def test_a_page_reads_well(name, screen, course, book, axe, browser):
     width, height = SCREENS[screen]
-    with browser.new_context(viewport={"width": width, "height": height}) as context:
+    viewport = {"width": width, "height": height}
+    with browser.new_context(viewport=viewport, reduced_motion="reduce") as context:
         context.set_default_timeout(120_000)
         page = context.new_page()
         trouble, weights = watch(page, book), []
@@ -109,7 +110,7 @@ def test_every_solution_is_folded(name, course, book, page):
     texts = open_code.evaluate_all("all => all.map(code => code.textContent)")
     assert [text[:60] for text in texts if text.startswith("# Solution")] == []
     assert page.locator("div.cell:has(details) pre", has_text="# Solution").count() > 0
-    titles = page.locator(".solution .admonition-title")
+    titles = page.locator(".solution > .admonition-title")
     assert titles.count() == page.locator(".solution.dropdown").count() > 0
 
 
@@ -172,12 +173,14 @@ def test_bad_latex_is_named(book, page):
     page.goto(f"{book}/{sample.NAME}.html")
     settle(page)
     page.evaluate(r"""() => {
-        const bad = String.raw`Bad: <span class="math">\(\frac{1\)</span>
-            or <span class="math">\(\nonsense x\)</span>`;
-        document.querySelector("article p").innerHTML = bad;
+        const math = tex => `<span class="math">\\(${tex}\\)</span>`;
+        const bad = [String.raw`\left( x`, String.raw`\nonsense x`, String.raw`\frac{1`];
+        document.querySelector("article p").innerHTML = "Bad: " + bad.map(math).join(", ");
         return MathJax.typesetPromise();
     }""")
+    place = "in: Bad: …, …, \\(\\frac{1\\)"
     assert equation_faults(page) == [
-        "Missing close brace, in: Bad: …\n            or …",
-        "\\nonsense, in: Bad: …\n            or …",
+        f"Extra \\left or missing \\right, {place}",
+        f"\\nonsense, {place}",
     ]
+    assert raw_markup(page, "article") == ["\\frac{"]
