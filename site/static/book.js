@@ -1,4 +1,4 @@
-// Names that the theme leaves out, for those who use a screen reader.
+// What the theme leaves out, for those who use a screen reader or the keyboard.
 document.addEventListener("DOMContentLoaded", () => {
   const sidebar = document.querySelector("#pst-primary-sidebar");
   sidebar?.setAttribute("role", "complementary");
@@ -14,6 +14,10 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   for (const source of document.querySelectorAll(".citation")) {
     source.setAttribute("role", "listitem"); // in place of a role that is out of use
+  }
+  for (const term of document.querySelectorAll("a.term")) {
+    term.dataset.tip = term.title; // shown by book.css, also for the keyboard
+    term.removeAttribute("title");
   }
   for (const head of document.querySelectorAll("th")) {
     if (!head.textContent.trim()) {

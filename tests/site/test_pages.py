@@ -11,7 +11,7 @@ from docutils.core import publish_doctree
 
 from tools import ROOT, Refusal, manifest
 from tools.book import api, course_map, front, glossary, speed, sphinx_book, teach
-from tools.book.parts import PARTS, chapters_of, path_to
+from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.book.search import EnglishAndChinese
 
 
@@ -57,6 +57,16 @@ def test_a_path_holds_all_needs_before_what_needs_them():
     files = [c.file for c in path_to(SMALL, SMALL.chapters[-1])]
     assert files == ["00_a", "11_b", "12_c", "20_d", "40_e"]
     assert [c.file for c in path_to(SMALL, SMALL.chapters[3])] == ["00_a", "20_d"]
+
+
+def test_a_short_title_has_neither_article_nor_explanation():
+    titles = {
+        "The ELBO: a bound": "ELBO",
+        "GPT: one": "GPT",
+        "The variational one": "Variational one",
+    }
+    for title, short in titles.items():
+        assert short_title(manifest.Chapter(**vars(chapter("00_a")) | {"title": title})) == short
 
 
 # The map

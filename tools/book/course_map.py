@@ -1,17 +1,19 @@
 """The map of the course: an SVG picture of parts, chapters and what each chapter needs."""
 
 import html
+import math
 import textwrap
 from typing import NamedTuple
 
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.manifest import Book, Chapter
 
-WIDTH = 940  # of the picture, in its own units
-LABEL = 190  # of the column with the parts' names
-ROW = 76
+WIDTH = 800  # of the picture, in its own units
+LABEL = 160  # of the column with the parts' names
+COLUMNS = 4  # chapters side by side; more go to the next line of their part
+LINE = 70
 BOX = 48  # height of a chapter
-GAP = 26  # between neighbours, for the arrows
+GAP = 22  # between neighbours, for the arrows
 
 
 class Box(NamedTuple):
@@ -33,15 +35,16 @@ def svg(book: Book) -> str:
     """
     rows = chapters_of(book)
     rows.pop("9")
-    boxes = _boxes(rows)
-    height = ROW * len(rows)
+    tops, height = _tops(rows)
+    boxes = _boxes(rows, tops)
     lines = [
         f'<div class="course-map" tabindex="0" role="region" aria-label="Map of the course">'
         f'<svg viewBox="0 0 {WIDTH} {height}" role="group" aria-label="Parts and chapters">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
     ]
-    lines += [_part(key, number, bool(rows[key])) for number, key in enumerate(rows)]
+    for key, bottom in zip(rows, [*list(tops.values())[1:], height], strict=True):
+        lines.append(_part(key, tops[key], bottom, bool(rows[key])))
     by_file = {chapter.file: chapter for chapter in book.chapters}
     for file in boxes:
         lines += [_arrow(boxes[need], boxes[file]) for need in _direct(book, by_file[file])]
@@ -49,16 +52,24 @@ def svg(book: Book) -> str:
     return "\n".join([*lines, "</svg></div>"])
 
 
-def _boxes(rows: dict[str, list[Chapter]]) -> dict[str, Box]:
-    longest = max(3, *(len(chapters) for chapters in rows.values()))
-    pitch = (WIDTH - LABEL) / longest
-    return {
-        chapter.file: Box(
-            LABEL + pitch * column + GAP / 2, ROW * row + (ROW - BOX) / 2, pitch - GAP
-        )
-        for row, chapters in enumerate(rows.values())
-        for column, chapter in enumerate(chapters)
-    }
+def _tops(rows: dict[str, list[Chapter]]) -> tuple[dict[str, int], int]:
+    """Where each part begins, and where the last one ends."""
+    tops, height = {}, 0
+    for key, chapters in rows.items():
+        tops[key] = height
+        height += LINE * max(1, math.ceil(len(chapters) / COLUMNS))
+    return tops, height
+
+
+def _boxes(rows: dict[str, list[Chapter]], tops: dict[str, int]) -> dict[str, Box]:
+    pitch = (WIDTH - LABEL) / COLUMNS
+    boxes = {}
+    for key, chapters in rows.items():
+        for place, chapter in enumerate(chapters):
+            line, column = divmod(place, COLUMNS)
+            y = tops[key] + LINE * line + (LINE - BOX) / 2
+            boxes[chapter.file] = Box(LABEL + pitch * column + GAP / 2, y, pitch - GAP)
+    return boxes
 
 
 def _direct(book: Book, chapter: Chapter) -> list[str]:
@@ -73,12 +84,12 @@ def _direct(book: Book, chapter: Chapter) -> list[str]:
     return [need for need in chapter.needs if need not in implied]
 
 
-def _part(key: str, row: int, has_chapters: bool) -> str:
-    part, y = PARTS[key], ROW * row
+def _part(key: str, y: int, bottom: int, has_chapters: bool) -> str:
+    part, height = PARTS[key], bottom - y
     state = "" if has_chapters else " planned"
-    line = f'<rect class="row{state}" x="1" y="{y + 4}" width="{WIDTH - 2}" height="{ROW - 8}"/>'
-    names = textwrap.wrap(part.title, 20)
-    first = y + ROW / 2 - 9 * (len(names) - 1) - 3
+    line = f'<rect class="row{state}" x="1" y="{y + 4}" width="{WIDTH - 2}" height="{height - 8}"/>'
+    names = textwrap.wrap(part.title, 18)
+    first = y + height / 2 - 9 * (len(names) - 1) - 3
     for number, name in enumerate(names):
         line += f'<text class="part" x="16" y="{first + 18 * number}">{html.escape(name)}</text>'
     line += (
@@ -86,15 +97,21 @@ def _part(key: str, row: int, has_chapters: bool) -> str:
     )
     if not has_chapters:
         what = html.escape(f"planned: {part.builds}")
-        line += f'<text class="later" x="{LABEL + GAP / 2}" y="{y + ROW / 2 + 5}">{what}</text>'
+        line += f'<text class="later" x="{LABEL + GAP / 2}" y="{y + height / 2 + 5}">{what}</text>'
     return line
 
 
 def _chapter(chapter: Chapter, box: Box) -> str:
-    words = textwrap.wrap(short_title(chapter), max(8, int((box.width - 46) / 7.6)))[:2]
+    title = short_title(chapter)
+    words = textwrap.wrap(title, 13, break_long_words=False, max_lines=2, placeholder="…")
     first = box.y + BOX / 2 + 5 - 8.5 * (len(words) - 1)
+
+    def squeeze(word: str) -> str:
+        too_long = f' textLength="{box.width - 42:.0f}" lengthAdjust="spacingAndGlyphs"'
+        return too_long if len(word) > 13 else ""
+
     text = "".join(
-        f'<text class="name" x="{box.x + 42:.0f}" y="{first + 17 * number:.1f}">'
+        f'<text class="name" x="{box.x + 36:.0f}" y="{first + 17 * number:.1f}"{squeeze(word)}>'
         f"{html.escape(word)}</text>"
         for number, word in enumerate(words)
     )
@@ -116,7 +133,7 @@ def _arrow(start: Box, end: Box) -> str:
     else:
         x0, y0, x1, y1 = start.x + 24, start.y + BOX, end.x + 24, end.y
         bend = f"{x0:.0f} {y0 + 24} {x1:.0f} {y1 - 24}"
-        if end.y - start.y > ROW:  # left of the rows between
+        if end.y - start.y > LINE:  # left of the lines between
             x0, y0, x1, y1 = start.x, start.y + BOX * 0.7, end.x, end.y + BOX * 0.4
             bend = f"{LABEL - 12} {y0 + 20} {LABEL - 12} {y1 - 20}"
     return f'<path class="need" d="M{x0:.0f} {y0:.0f}C{bend} {x1:.0f} {y1:.0f}"/>'

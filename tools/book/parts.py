@@ -80,6 +80,7 @@ def short_title(chapter: Chapter) -> str:
         chapter: whose.
 
     Returns:
-        What stands before the colon of its title.
+        What stands before the colon of its title, without an article.
     """
-    return chapter.title.partition(":")[0]
+    title = chapter.title.partition(":")[0].removeprefix("The ")
+    return title[:1].upper() + title[1:]
