@@ -78,6 +78,7 @@ def test_a_function_and_the_equation_that_it_computes_link_to_each_other(course)
 def test_every_warning_fails_the_build_and_names_the_place(fresh_course):
     faults = {
         "{eq}`eq-nowhere`": "equation not found: eq-nowhere",
+        "{eq}`eq-gibbs`": "eq-gibbs stands on another page: link to it with [words](00_start_here.",
         ":::{nonsense}\n:::": "Unknown directive type: 'nonsense'",
         "[gone](98_gone.ipynb)": "98_gone.ipynb",
         "[gone](00_start_here.ipynb#eq-nowhere)": "local id not found in doc '00_start_here'",

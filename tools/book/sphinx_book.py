@@ -9,11 +9,13 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.search import languages
+from sphinx.util import logging
 
 from tools.book import api, glossary
 from tools.book.search import EnglishAndChinese
 from tools.manifest import Book
 
+_LOG = logging.getLogger(__name__)
 _LABELS = ("panels", "set_title", "suptitle", "title", "set_xlabel", "set_ylabel", "curve", "plot")
 
 
@@ -39,6 +41,25 @@ def number_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
         number = env.toc_fignumbers[page]["displaymath"][node_id][0]
         labels[label] = (page, node_id, f"chapter {page[:2]}, equation ({number})")
     return []
+
+
+def refuse_far_equations(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of `{eq}` with an equation of another page: its number alone says nothing there.
+
+    JupyterLab does not even find it.
+
+    Args:
+        app: Sphinx.
+        env: what it has read.
+    """
+    home = {label: page for label, (page, _) in env.domaindata["math"]["objects"].items()}
+    for page in env.all_docs:
+        for reference in env.get_doctree(page).findall(pending_xref):
+            label = reference["reftarget"]
+            if reference["reftype"] == "eq" and home.get(label, page) != page:
+                link = f"[words]({home[label]}.ipynb#{label})"
+                message = "equation %s stands on another page: link to it with %s"
+                _LOG.warning(message, label, link, location=reference)
 
 
 def complete(app: Sphinx, document: nodes.document) -> None:
@@ -145,5 +166,6 @@ def install(app: Sphinx, book: Book, root: Path) -> None:
     app.add_config_value("book", book, "")
     app.add_config_value("derivations", api.derivations(api.entries(root)), "")
     app.connect("env-get-updated", number_anew, priority=900)  # after Sphinx's own numbering
+    app.connect("env-check-consistency", refuse_far_equations)
     app.connect("doctree-read", complete)
     app.connect("doctree-resolved", link_terms)
