@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COURSE = @$(PYTHON) tools/bootstrap.py -m
 
-.PHONY: help lab test check run refresh book kernels bench lint doctor clean
+.PHONY: help lab test check run refresh book serve kernels bench lint doctor clean
 
 help: ## what each target does (this list)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' Makefile | expand -t 18
@@ -24,6 +24,9 @@ refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
 
 book: ## render the book into _build/html/
 	$(COURSE) tools.site
+
+serve: ## render the book and show it in a browser [PORT=8000]
+	$(COURSE) tools.site --serve "$(or $(PORT),8000)"
 
 kernels: ## Triton kernels without a GPU: interpreted against references, compiled for two GPUs
 	$(COURSE) tools.suite --only kernels

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import manifest  # noqa: E402
-from tools.site import MATHJAX  # noqa: E402
+from tools.book import npm, sphinx_book  # noqa: E402
 
 book = manifest.load(ROOT)
 project = html_title = book.title
@@ -33,15 +33,17 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 
 html_static_path = ["static"]
 # Without it Sphinx takes MathJax from its own default address.
-if (ROOT / "build" / f"mathjax-{MATHJAX}").is_dir():
-    html_static_path.append(str(ROOT / "build" / f"mathjax-{MATHJAX}"))
+if npm.MATHJAX.home(ROOT).is_dir():
+    html_static_path.append(str(npm.MATHJAX.home(ROOT)))
     mathjax_path = "mathjax/tex-mml-chtml.js"
 
 html_theme = "sphinx_book_theme"
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_favicon = "static/favicon.svg"
 html_show_copyright = False
-html_context = {"default_mode": "light"}
+html_use_index = html_domain_indices = False  # the search finds more
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     # The theme's own header would hold a second search bar.
     "navbar_start": [],
@@ -50,17 +52,19 @@ html_theme_options = {
     "navbar_persistent": [],
     "show_toc_level": 2,
 }
-
-
-def number_anew(app, env):
-    """Count each page's equations, theorems, exercises and figures from one, as JupyterLab does."""
-    for kinds in env.toc_fignumbers.values():
-        for numbers in kinds.values():
-            for place, label in enumerate(numbers, 1):
-                numbers[label] = (place,)
-    return []  # no page needs to be read again
+if book.repository:
+    html_theme_options |= {
+        "repository_url": book.repository,
+        "use_repository_button": True,
+        "path_to_docs": "chapters",
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
+    }
 
 
 def setup(app):
-    """Let `number_anew` follow Sphinx's own numbering, which runs through the whole book."""
-    app.connect("env-get-updated", number_anew, priority=900)
+    """Let the book's own pieces work with Sphinx."""
+    sphinx_book.install(app, book, ROOT)

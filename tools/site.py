@@ -4,62 +4,49 @@ The pages of `site/` and the chapters that book.toml lists are gathered in `_bui
 then renders them as `site/conf.py` says, and every warning is an error.
 """
 
+import argparse
+import functools
+import http.server
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 from pathlib import Path
 
-from tools import ROOT, Refusal, command, manifest
-
-PARTS = {  # by the first digit of a chapter's number
-    "0": "Orientation",
-    "1": "Text",
-    "2": "Latent variables",
-    "3": "Adversarial",
-    "4": "Diffusion",
-    "5": "Sound, motion, many modalities",
-    "6": "In practice",
-    "9": "Appendix",
-}
-
-MATHJAX = "3.2.2"
-MATHJAX_FILES = ("tex-mml-chtml.js", "output/chtml/fonts/", "input/tex/extensions/")
+from tools import ROOT, Refusal, command, manifest, notebooks, rules
+from tools.book import api, front, npm, speed, teach
+from tools.book.parts import PARTS, chapters_of
 
 
-def table_of_contents(book: manifest.Book) -> dict:
-    """Group the chapters into parts.
+def table_of_contents(book: manifest.Book, library: list[str]) -> dict:
+    """Group the chapters into parts, and put the other pages behind them.
 
     Args:
         book: the manifest.
+        library: the pages on aigc_lib, the overview first.
 
     Returns:
         The contents in the form that sphinx-external-toc reads.
-
-    Raises:
-        Refusal: a chapter's number belongs to no part.
     """
-    pages: dict[str, list[str]] = {part: [] for part in PARTS}
-    for chapter in book.chapters:
-        if chapter.number[0] not in PARTS:
-            raise Refusal(f"book.toml: chapter {chapter.file!r}: tools/site.py has no part for it")
-        pages[chapter.number[0]].append(chapter.file)
-    pages["9"].append("bibliography")
-    parts = [
-        {"caption": PARTS[part], "chapters": [{"file": file} for file in files]}
-        for part, files in pages.items()
-        if files
+    pages = {
+        PARTS[key].title: [{"file": chapter.file} for chapter in chapters]
+        for key, chapters in chapters_of(book).items()
+    }
+    pages["Appendix"] += [{"file": "glossary"}, {"file": "bibliography"}]
+    inner = [{"file": page} for page in library[1:]]
+    pages["Around the course"] = [
+        {"file": library[0], "sections": inner},
+        {"file": "speed"},
+        {"file": "teach"},
     ]
+    parts = [{"caption": title, "chapters": files} for title, files in pages.items() if files]
     return {"format": "jb-book", "root": "index", "parts": parts}
 
 
 def gather(book: manifest.Book, root: Path, src: Path) -> int:
-    """Copy everything that Sphinx reads into one folder.
+    """Put everything that Sphinx reads into one folder: copied pages and generated ones.
 
     Args:
         book: the manifest.
@@ -68,51 +55,31 @@ def gather(book: manifest.Book, root: Path, src: Path) -> int:
 
     Returns:
         The number of pages.
+
+    Raises:
+        Refusal: a chapter has an output that no reader should see, such as an error.
     """
     shutil.rmtree(src, ignore_errors=True)
     src.mkdir(parents=True)
-    pages = [*root.glob("site/*.md"), *(chapter.notebook(root) for chapter in book.chapters)]
-    for page in pages:
-        shutil.copy(page, src)
+    for chapter in book.chapters:
+        for fault in rules.cells(notebooks.read(chapter.notebook(root))):
+            raise Refusal(f"chapters/{chapter.file}.ipynb: {fault}")
+        shutil.copy(chapter.notebook(root), src)
     if (root / "chapters/results").is_dir():
         shutil.copytree(root / "chapters/results", src / "results")
-    (src / "_toc.json").write_text(json.dumps(table_of_contents(book)), encoding="utf-8")
-    return len(pages)
-
-
-def mathjax(root: Path) -> Path | None:
-    """Keep the part of MathJax that the book needs, fetched once through npm.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        The folder under `build/` that site/conf.py copies from, or None where npm cannot fetch it.
-    """
-    home = root / "build" / f"mathjax-{MATHJAX}"
-    if home.is_dir():
-        return home
-    npm = shutil.which("npm")
-    if npm is None:
-        return None
-    print(f"Fetching MathJax {MATHJAX} with npm, once (6 MB)", flush=True)
-    home.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-        pack = [npm, "pack", f"mathjax@{MATHJAX}", "--fetch-retries=0", "--fetch-timeout=60000"]
-        if subprocess.run(pack, cwd=scratch, capture_output=True, check=False).returncode:
-            return None
-        fresh = Path(scratch, "fresh")
-        with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
-            for member in archive.getmembers():
-                member.name = member.name.removeprefix("package/es5/")
-                if member.name.startswith(MATHJAX_FILES):
-                    archive.extract(member, fresh / "mathjax", filter="data")
-        try:
-            os.replace(fresh, home)  # the whole folder or none
-        except OSError:
-            if not home.is_dir():  # nobody else put it there meanwhile
-                raise
-    return home
+    for page in root.glob("site/*.md"):
+        shutil.copy(page, src)
+    library = api.pages(root, book.repository)
+    pages = {
+        "index": front.page(book, (src / "index.md").read_text(encoding="utf-8")),
+        "speed": speed.page(root),
+        "teach": teach.page(book),
+        **library,
+        "_toc.json": json.dumps(table_of_contents(book, list(library))),
+    }
+    for name, text in pages.items():
+        (src / name).with_suffix(Path(name).suffix or ".md").write_text(text, encoding="utf-8")
+    return len(list(src.glob("*.md"))) + len(book.chapters)
 
 
 def build(root: Path = ROOT) -> int:
@@ -137,20 +104,45 @@ def build(root: Path = ROOT) -> int:
     return pages
 
 
+def serve(html: Path, port: int) -> None:
+    """Show a built book to this machine's browser until Ctrl-C.
+
+    Args:
+        html: the folder with index.html.
+        port: where to listen; 0 takes a free one.
+
+    Raises:
+        Refusal: the port is taken.
+    """
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=html)
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise Refusal(f"Port {port} is not free ({error.strerror}): make serve PORT=…") from None
+    with server:
+        print(f"http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
 def main() -> int:
-    """Build this repository's book and say where it is.
+    """Build this repository's book and say where it is; with --serve, show it.
 
     Returns:
         The exit code.
     """
+    parser = argparse.ArgumentParser(prog="make book", description=__doc__)
+    parser.add_argument("--serve", type=int, metavar="PORT", help="show the book on this port")
+    arguments = parser.parse_args()
     if importlib.util.find_spec("sphinx") is None:
         raise Refusal('The book needs Sphinx: pip install -c constraints.txt -e ".[site]"')
     start = time.perf_counter()
-    if mathjax(ROOT) is None:
+    if npm.fetch(npm.MATHJAX, ROOT) is None:
         print("npm could not fetch MathJax: the book's equations will come from the network.")
     pages = build()
     seconds = time.perf_counter() - start
-    print(f"{pages} pages in {seconds:.0f} s: {ROOT / '_build/html/index.html'}")
+    print(f"{pages} pages in {seconds:.0f} s: {ROOT / '_build/html/index.html'}", flush=True)
+    if arguments.serve is not None:
+        serve(ROOT / "_build/html", arguments.serve)
     return 0
 
 

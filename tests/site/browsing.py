@@ -2,9 +2,10 @@
 
 import re
 
+from equations import Equations
 from playwright.sync_api import Page
 
-RAW = re.compile(r":::|\$\$|\{[a-z]+(?::[a-z]+)?\}`?|\(eq-|\\[a-z]+\{")
+RAW = re.compile(r":::|\$\$|\{[a-z]+(?::[a-z]+)?\}`?|\(eq-|\\[a-z]{2,}\{")
 TEXT = """selector => [...document.querySelectorAll(selector)].map(element => {
     const copy = element.cloneNode(true);
     copy.querySelectorAll("pre, code, script, mjx-container, .katex").forEach(e => e.remove());
@@ -57,4 +58,85 @@ def broken_images(page: Page, selector: str) -> list[str]:
     images = page.locator(f"{selector} img")
     return images.evaluate_all(
         "images => images.filter(i => !i.naturalWidth).map(i => i.src.slice(0, 200))"
+    )
+
+
+def settle(page: Page) -> None:
+    """Wait until MathJax has set all equations; a page without any has no MathJax.
+
+    Args:
+        page: the tab.
+    """
+    page.evaluate("() => window.MathJax?.startup.promise")
+
+
+def shown_equations(page: Page) -> Equations:
+    """Count the equations of a page of the book.
+
+    Args:
+        page: the tab.
+
+    Returns:
+        The counts.
+    """
+    display = page.locator("article mjx-container[display=true]").count()
+    return Equations(display, page.locator("article mjx-container").count() - display)
+
+
+def equation_faults(page: Page) -> list[str]:
+    """Find equations that MathJax could not read.
+
+    It prints a command that it does not know as red text and calls it no error.
+
+    Args:
+        page: the tab.
+
+    Returns:
+        What it says of each, with the text around.
+    """
+    return page.evaluate(r"""() => {
+        const faults = [];
+        for (const equation of document.querySelectorAll("article mjx-container")) {
+            const error = equation.querySelector("mjx-merror");
+            const unknown = [...equation.querySelectorAll("mjx-assistive-mml mtext")]
+                .find(text => text.textContent.startsWith("\\"));
+            if (error || unknown) {
+                const why = error?.dataset.mjxError ?? unknown.textContent;
+                const around = equation.closest("p, li, td, div").cloneNode(true);
+                around.querySelectorAll("mjx-container").forEach(math => math.replaceWith("…"));
+                faults.push(`${why}, in: ${around.textContent.trim().slice(0, 80)}`);
+            }
+        }
+        return faults;
+    }""")
+
+
+def accessibility_faults(page: Page, only_contrast: bool) -> list[str]:
+    """Ask axe-core, which must have been added to the page.
+
+    Equations are left to MathJax; of the words in code, one of each colour is looked at. The rest
+    is taken out of the page, or a chapter would take minutes.
+
+    Args:
+        page: the tab.
+        only_contrast: whether colours alone are of interest.
+
+    Returns:
+        Rule and place of each finding, with what is wrong.
+    """
+    options = {"runOnly": ["color-contrast"]} if only_contrast else {}
+    return page.evaluate(
+        """async options => {
+            const seen = new Set();
+            for (const word of document.querySelectorAll(".highlight span")) {
+                if (seen.has(word.className)) word.replaceWith(word.textContent);
+                seen.add(word.className);
+            }
+            document.querySelectorAll("mjx-container").forEach(math => math.replaceWith("x"));
+            document.body.normalize();
+            const found = await axe.run(document, {resultTypes: ["violations"], ...options});
+            return found.violations.flatMap(rule => rule.nodes.slice(0, 5).map(node =>
+                `${rule.id}: ${node.target} ${node.failureSummary.replace(/\\s+/g, " ")}`));
+        }""",
+        options,
     )

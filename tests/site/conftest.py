@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -13,11 +14,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import filelock
 import pytest
 import sample
 from playwright.sync_api import sync_playwright
 
-from tools import KERNEL_ENVIRONMENT, ROOT, site
+from tools import KERNEL_ENVIRONMENT, ROOT
+from tools.book import npm
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -34,32 +37,60 @@ def unavailable(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def course(tmp_path_factory) -> Path:
-    """A copy of the repository with the sample as one more chapter."""
-    root = tmp_path_factory.mktemp("course")
-    for folder in ("tools", "site", "chapters"):
-        shutil.copytree(ROOT / folder, root / folder)
+def built(tmp_path_factory) -> Path:
+    """What is left of a build in a copy with the sample as one more chapter: `built/said.json`.
+
+    Test processes that run side by side share one copy, which the first of them makes.
+    """
+    home = tmp_path_factory.getbasetemp()
+    home = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "built"
+    with filelock.FileLock(f"{home}.lock"):
+        if not (home / "said.json").exists():
+            copy_of_the_course(home)
+            command = [sys.executable, "-m", "tools.site"]
+            said = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+            answer = {"code": said.returncode, "stdout": said.stdout, "stderr": said.stderr}
+            (home / "said.json").write_text(json.dumps(answer))
+    return home
+
+
+@pytest.fixture(scope="session")
+def said(built) -> dict:
+    """What `python -m tools.site` said there: code, stdout, stderr."""
+    return json.loads((built / "said.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def course(built, said) -> Path:
+    """The copy, with a book in it."""
+    assert said["code"] == 0, said["stderr"]
+    return built
+
+
+@pytest.fixture
+def fresh_course(tmp_path) -> Path:
+    """A copy of one's own, not yet built, to plant faults in."""
+    return copy_of_the_course(tmp_path / "course")
+
+
+def copy_of_the_course(root: Path) -> Path:
+    """Copy what the book is made of, and add the sample chapter."""
+    ignored = shutil.ignore_patterns("__pycache__", "weights", ".ipynb_checkpoints")
+    for folder in ("aigc_lib", "bench", "tools", "site", "chapters"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     for file, more in (("book.toml", sample.MANIFEST), ("references.bib", sample.REFERENCE)):
         text = (ROOT / file).read_text(encoding="utf-8")
         (root / file).write_text(text + more, encoding="utf-8")
     sample.put(root / "chapters")
-    home = site.mathjax(ROOT)
+    home = npm.fetch(npm.MATHJAX, ROOT)
     if home is not None:
         shutil.copytree(home, root / "build" / home.name)
     return root
 
 
 @pytest.fixture(scope="session")
-def built(course) -> subprocess.CompletedProcess:
-    """What `python -m tools.site` says in the copy."""
-    command = [sys.executable, "-m", "tools.site"]
-    return subprocess.run(command, cwd=course, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="session")
-def book(course, built):
+def book(course):
     """The address of the built book."""
-    assert built.returncode == 0, built.stderr
     if not (course / "_build/html/_static/mathjax").is_dir():
         unavailable("no MathJax: npm is missing or had no network")
     handler = functools.partial(_QuietHandler, directory=course / "_build/html")
@@ -123,6 +154,15 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The accessibility checker, as JavaScript."""
+    home = npm.fetch(npm.AXE, ROOT)
+    if home is None:
+        unavailable("no axe-core: npm is missing or had no network")
+    return (home / "axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -94,7 +94,8 @@ $$ (eq-sample-note)
 (sec-sample)=
 ### A place
 
-[This place](#sec-sample), [the first chapter](00_start_here.ipynb), a footnote[^1], and
+[This place](#sec-sample), [the first chapter](00_start_here.ipynb), its
+[Gibbs' inequality](00_start_here.ipynb#eq-gibbs), a footnote[^1], and
 
 :::{figure} results/sample.png
 :name: fig-sample

@@ -1,18 +1,22 @@
-"""`make book`: its table of contents, its one-line answers, MathJax whole or not at all."""
+"""`make book`: what it gathers, its one-line answers, and every fault by page and place."""
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
+import threading
+import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
 import sample
+import yaml
 
 from tools import ROOT, Refusal, manifest, site
+from tools.book import npm
+
+NOTEBOOK = f"chapters/{sample.NAME}.ipynb"
 
 
 def book_of(*files: str) -> manifest.Book:
@@ -24,133 +28,174 @@ def book_of(*files: str) -> manifest.Book:
 
 
 def test_chapters_stand_in_parts_by_their_tens():
-    toc = site.table_of_contents(book_of("00_a", "11_b", "12_c", "61_d", "91_e"))
+    toc = site.table_of_contents(book_of("00_a", "11_b", "12_c", "61_d", "91_e"), ["api", "api-x"])
     parts = {part["caption"]: [page["file"] for page in part["chapters"]] for part in toc["parts"]}
     assert parts == {
         "Orientation": ["00_a"],
         "Text": ["11_b", "12_c"],
         "In practice": ["61_d"],
-        "Appendix": ["91_e", "bibliography"],
+        "Appendix": ["91_e", "glossary", "bibliography"],
+        "Around the course": ["api", "speed", "teach"],
     }
+    assert toc["parts"][-1]["chapters"][0]["sections"] == [{"file": "api-x"}]
 
 
-def test_a_chapter_without_a_part_is_refused():
-    with pytest.raises(Refusal, match="'71_a'"):
-        site.table_of_contents(book_of("71_a"))
-
-
-def test_the_first_page_has_the_titles_of_the_manifest():
-    book = manifest.load()
-    text = (ROOT / "site/index.md").read_text(encoding="utf-8")
-    assert text.startswith(f"# {book.title}\n")
-    assert book.title_zh in text
-
-
-def test_the_book_is_built_and_its_place_is_told(course, built):
-    assert built.returncode == 0, built.stderr
+def test_the_book_is_built_and_its_place_is_told(course, said):
     index = course / "_build/html/index.html"
-    pages = len(list(course.glob("site/*.md"))) + len(manifest.load(course).chapters)
-    last = built.stdout.splitlines()[-1]
+    pages = len(list((course / "_build/html").glob("*.html"))) - len(["search"])
+    last = said["stdout"].splitlines()[-1]
     assert last.startswith(f"{pages} pages in ")
     assert last.endswith(f": {index}")
     assert index.is_file()
     assert (index.parent / "_images/sample.png").is_file()
 
 
-def test_numbers_begin_anew_in_each_chapter(course, built):
-    assert built.returncode == 0, built.stderr
+def test_numbers_begin_anew_in_each_chapter(course):
     html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
     numbers = re.findall(r'caption-number">(\w+\.? \d+)', html)
     assert numbers == ["Theorem 1", "Fig. 1", "Table 1", "Exercise 1"]
     assert re.findall(r'eqno">(\(\d+\))', html) == [f"({n})" for n in range(1, 8)]
 
 
-def test_every_warning_fails_the_build_and_is_shown(course, tmp_path):
-    root = tmp_path / "course"
-    shutil.copytree(course, root, ignore=shutil.ignore_patterns("_build"))
+def test_an_equation_of_another_chapter_is_linked(course):
+    html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
+    assert re.search(r'href="00_start_here.html#equation-eq-gibbs"><[^>]+>Gibbs’ inequality<', html)
+
+
+def test_a_function_and_the_equation_that_it_computes_link_to_each_other(course):
+    chapter = (course / "_build/html/20_elbo.html").read_text(encoding="utf-8")
+    library = (course / "_build/html/api-objectives.html").read_text(encoding="utf-8")
+    label = "equation-eq-gaussian-kl"
+    number = re.search(rf'id="{label}">\s*<span class="eqno">\((\d+)\)', chapter)[1]
+    assert f'href="20_elbo.html#{label}"><span class="std std-ref">chapter 20, ' in library
+    assert f">chapter 20, equation ({number})<" in library
+    after = chapter[chapter.index(f'id="{label}"') :]
+    note = after[: after.index("</p>")]
+    assert "In the library:" in note
+    assert 'href="api-objectives.html#objectives-elbo-gaussian-kl"' in note
+
+
+def test_every_warning_fails_the_build_and_names_the_place(fresh_course):
     faults = {
         "{eq}`eq-nowhere`": "equation not found: eq-nowhere",
+        "{eq}`eq-gibbs`": "eq-gibbs stands on another page: link to it with [words](00_start_here.",
         ":::{nonsense}\n:::": "Unknown directive type: 'nonsense'",
         "[gone](98_gone.ipynb)": "98_gone.ipynb",
+        "[gone](00_start_here.ipynb#eq-nowhere)": "local id not found in doc '00_start_here'",
         "$$\na\n$$ (eq-sample-gibbs)": "duplicate label of equation eq-sample-gibbs",
         "{cite}`nobody1900`": 'could not find bibtex key "nobody1900"',
         "![gone](results/gone.png)": "results/gone.png",
     }
-    notebook = nbformat.read(root / f"chapters/{sample.NAME}.ipynb", as_version=4)
-    notebook.cells[0].source += "\n\n" + "\n\n".join(faults)
-    nbformat.write(notebook, root / f"chapters/{sample.NAME}.ipynb")
-    said = run_site(root)
+    with edited(fresh_course) as notebook:
+        notebook.cells[0].source += "\n\n" + "\n\n".join(faults)
+    said = run_site(fresh_course)
 
     assert said.returncode == 1
     assert [message for message in faults.values() if message not in said.stderr] == []
+    assert f"{sample.NAME}.ipynb:" in said.stderr
     assert said.stderr.splitlines()[-1].startswith("No book: ")
     assert "Traceback" not in said.stderr
 
 
-def test_a_broken_manifest_and_missing_sphinx_are_one_line(course, tmp_path, monkeypatch):
-    root = tmp_path / "course"
-    shutil.copytree(course, root, ignore=shutil.ignore_patterns("_build"))
-    (root / f"chapters/{sample.NAME}.ipynb").unlink()
-    said = run_site(root)
+OUTPUTS = {
+    "a stored error": (
+        nbformat.v4.new_output("error", ename="KeyError", evalue="'x'", traceback=[]),
+        "an error is stored: KeyError: 'x'",
+    ),
+    "a missing glyph": (
+        nbformat.v4.new_output("stream", name="stderr", text="Glyph 29109 missing from font"),
+        "wrote to stderr: Glyph 29109 missing from font",
+    ),
+}
+
+
+@pytest.mark.parametrize(("output", "message"), OUTPUTS.values(), ids=OUTPUTS)
+def test_an_output_that_no_reader_should_see_stops_the_build(fresh_course, output, message):
+    with edited(fresh_course) as notebook:
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        cell.outputs.append(output)
+        place = notebook.cells.index(cell) + 1
+    refused = run_site(fresh_course).stderr
+    assert refused == f"{NOTEBOOK}: cell {place} (# Solution: draw something): {message}\n"
+
+
+def test_a_missing_chapter_is_one_line(fresh_course):
+    (fresh_course / NOTEBOOK).unlink()
+    said = run_site(fresh_course)
     assert said.returncode == 1
     assert said.stderr.count("\n") == 1
-    assert f"chapters/{sample.NAME}.ipynb" in said.stderr
+    assert NOTEBOOK in said.stderr
 
+
+def test_missing_sphinx_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["site"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refusal, match="needs Sphinx: pip install"):
         site.main()
 
 
-@pytest.fixture
-def npm(tmp_path, monkeypatch):
-    """A program that packs a MathJax of its own; what it was asked is in `asked`."""
-    package = tmp_path / "package/es5"
-    for file in ("tex-mml-chtml.js", "output/chtml/fonts/tex.css", "input/tex/extensions/ams.js"):
-        (package / file).parent.mkdir(parents=True, exist_ok=True)
-        (package / file).write_text(file)
-    (package / "unneeded.js").write_text("")
-    script = tmp_path / "bin/npm"
-    script.parent.mkdir()
-    script.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ntar czf mathjax.tgz -C {tmp_path} package\n'
-    )
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
-    return script
+def test_the_book_is_served_on_request(tmp_path, monkeypatch, capsys):
+    (tmp_path / "index.html").write_text("the book")
+    serving = threading.Event()
+    forever = site.http.server.ThreadingHTTPServer.serve_forever
+
+    def once(server):
+        serving.server = server
+        serving.set()
+        forever(server)
+
+    monkeypatch.setattr(site.http.server.ThreadingHTTPServer, "serve_forever", once)
+    thread = threading.Thread(target=site.serve, args=(tmp_path, 0))
+    thread.start()
+    assert serving.wait(30)
+    address = capsys.readouterr().out.split()[0]
+    port = int(address.rpartition(":")[2])
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.read() == b"the book"
+    with pytest.raises(Refusal, match=f"Port {port} is not free"):
+        site.serve(tmp_path, port)
+    serving.server.shutdown()
+    thread.join()
 
 
-def test_mathjax_is_fetched_once(npm, tmp_path):
-    home = site.mathjax(tmp_path)
-    assert site.mathjax(tmp_path) == home == tmp_path / "build/mathjax-3.2.2"
-    files = {str(file.relative_to(home)) for file in home.rglob("*") if file.is_file()}
-    assert files == {
-        "mathjax/tex-mml-chtml.js",
-        "mathjax/output/chtml/fonts/tex.css",
-        "mathjax/input/tex/extensions/ams.js",
-    }
-    assert (tmp_path / "asked").read_text().count("pack mathjax@3.2.2") == 1
-    assert list((tmp_path / "build").iterdir()) == [home]
+@pytest.mark.parametrize("repository", [None, "https://github.com/someone/book"])
+def test_launch_buttons_appear_only_for_a_public_repository(monkeypatch, repository):
+    book = manifest.load()
+    found = manifest.Book(**{**vars(book), "repository": repository})
+    monkeypatch.setattr(manifest, "load", lambda root: found)
+    settings: dict = {"__file__": str(ROOT / "site/conf.py")}
+    exec((ROOT / "site/conf.py").read_text(encoding="utf-8"), settings)
+    assert ("launch_buttons" in settings["html_theme_options"]) == (repository is not None)
+    assert settings["html_theme_options"].get("repository_url") == repository
 
 
-def test_half_a_mathjax_is_never_kept(npm, tmp_path, monkeypatch):
-    extract = tarfile.TarFile.extract
-
-    def extract_one(archive, member, *args, **options):
-        extract(archive, member, *args, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tarfile.TarFile, "extract", extract_one)
-    with pytest.raises(KeyboardInterrupt):
-        site.mathjax(tmp_path)
-    assert list((tmp_path / "build").iterdir()) == []
+def test_mathjax_is_the_course_s_own(course):
+    if npm.MATHJAX.home(ROOT).is_dir():
+        html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
+        assert 'src="_static/mathjax/tex-mml-chtml.js' in html
 
 
-def test_without_mathjax_there_is_no_folder(npm, tmp_path, monkeypatch):
-    npm.write_text("#!/bin/sh\nexit 1\n")
-    assert site.mathjax(tmp_path) is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert site.mathjax(tmp_path) is None
-    assert list((tmp_path / "build").iterdir()) == []
+def test_the_workflow_publishes_what_make_book_writes():
+    text = (ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(text)["jobs"]["book"]["steps"]
+    assert any(step.get("run") == "make book" for step in steps)
+    assert [step["with"]["path"] for step in steps if "path" in step.get("with", {})] == [
+        "_build/html"
+    ]
+
+
+class edited:
+    """The sample chapter of a course, written back at the end of a `with`."""
+
+    def __init__(self, root: Path):
+        self.path = root / NOTEBOOK
+
+    def __enter__(self) -> nbformat.NotebookNode:
+        self.notebook = nbformat.read(self.path, as_version=4)
+        return self.notebook
+
+    def __exit__(self, *_):
+        nbformat.write(self.notebook, self.path)
 
 
 def run_site(root: Path) -> subprocess.CompletedProcess:

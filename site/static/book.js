@@ -1,0 +1,27 @@
+// What the theme leaves out, for those who use a screen reader or the keyboard.
+document.addEventListener("DOMContentLoaded", () => {
+  const sidebar = document.querySelector("#pst-primary-sidebar");
+  sidebar?.setAttribute("role", "complementary");
+  sidebar?.setAttribute("aria-label", "The book");
+  for (const button of document.querySelectorAll(".search-button-field")) {
+    button.removeAttribute("aria-label"); // its text says more
+  }
+  for (const summary of document.querySelectorAll(".bd-links summary")) {
+    summary.setAttribute("aria-label", "Pages below");
+  }
+  for (const summary of document.querySelectorAll(".cell summary")) {
+    summary.removeAttribute("aria-label"); // likewise
+  }
+  for (const source of document.querySelectorAll(".citation")) {
+    source.setAttribute("role", "listitem"); // in place of a role that is out of use
+  }
+  for (const term of document.querySelectorAll("a.term")) {
+    term.dataset.tip = term.title; // shown by book.css, also for the keyboard
+    term.removeAttribute("title");
+  }
+  for (const head of document.querySelectorAll("th")) {
+    if (!head.textContent.trim()) {
+      head.replaceWith(document.createElement("td")); // a table's empty corner heads nothing
+    }
+  }
+});

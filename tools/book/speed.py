@@ -1,0 +1,141 @@
+"""The page "Speed": every file of bench/results as tables, and what none of them measured."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.race import is_noise
+
+HEAD = """# Speed
+
+What was raced, on which machine, and when. `python -m bench` writes these files; the tables show
+all of their rows, also those that we lose. A **ratio** is the peer's time divided by ours, the
+median over the rounds with its 20th and 80th percentile: above 1 we are faster. "~1" means that it
+can't be told from the peer raced against itself. A **floor** is what our row must reach.
+"""
+
+
+def page(root: Path) -> str:
+    """Write the page.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        MyST Markdown.
+    """
+    files = sorted((root / "bench" / "results").glob("*.json"), reverse=True)
+    results = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    lines = [HEAD]
+    for name, result in results.items():
+        lines += _language(name, result) if "recipes" in result else _race(name, result)
+    return "\n".join([*lines, "## What was not measured", "", *_gaps(results)]) + "\n"
+
+
+def _head(kind: str, name: str, result: dict) -> list[str]:
+    versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items() if value)
+    capability = result["capability"]
+    device = result["device"] + (
+        f", capability {capability[0]}.{capability[1]}" if capability else ""
+    )
+    trial = " A quick trial, not a measurement." if result["quick"] else ""
+    return [
+        f"## {kind}: {result['device']}, {result['date']}",
+        "",
+        f"- **Device:** {device}; {result['threads']} threads.{trial}",
+        f"- **Versions:** {versions}",
+        f"- **File:** `bench/results/{name}`",
+    ]
+
+
+def _race(name: str, result: dict) -> list[str]:
+    lines = [*_head("Ops", name, result), ""]
+    for op, entry in result["ops"].items():
+        ceilings = entry["ceilings"]
+        unfinished = "" if entry["complete"] else " Stopped before the end."
+        lines += [
+            f"### {op}",
+            "",
+            f"`{entry['command']}`; a copy moves {ceilings['copy_gigabytes_per_second']} GB/s, a "
+            f"matrix product ({ceilings['matmul']}) runs at {ceilings['matmul_teraflops']} "
+            f"TFLOP/s.{unfinished}",
+            "",
+            "| case | direction | ours | ms | peer | ms | ratio | floor |",
+            "|:--|:--|:--|--:|:--|--:|:--|:--|",
+            *(_row(op, row) for row in entry["rows"]),
+            "",
+        ]
+    return lines
+
+
+def _row(op: str, row: dict) -> str:
+    kind = "" if row["op"] == op else f"{row['op']}: "
+    names = [kind + row["case"], row["direction"], row["arm"]]
+    if row["refused"]:
+        why = "; ".join(f"{arm}: {reason}" for arm, reason in row["refused"].items())
+        return _cells(*names, "—", row["peer"], "—", f"not timed: {why}", _floor(row))
+    ratio = f"{row['ratio']:.2f}"
+    if is_noise(row["low"], row["high"], row["noise"]):
+        ratio = "~1"
+    ratio += f" [{row['low']:.2f}, {row['high']:.2f}]"
+    times = [f"{row[key]:.3g}" for key in ("milliseconds", "peer_milliseconds")]
+    return _cells(*names, times[0], row["peer"], times[1], ratio, _floor(row))
+
+
+def _floor(row: dict) -> str:
+    if not row["floor"]:
+        return "—"
+    word = {True: "met", False: "**not met**", None: "not judged"}[row["meets"]]
+    return ", ".join(f"{key} {value:.3g}" for key, value in row["floor"].items()) + f": {word}"
+
+
+def _language(name: str, result: dict) -> list[str]:
+    lines = [
+        *_head("Language models", name, result),
+        f"- **Command:** `{result['command']}`: each network learned for "
+        f"{result['budget_cpu_seconds']:.0f} s of CPU time, from {len(result['seeds'])} seeds.",
+        "",
+        "Bits per character of held-out text, fewer is better: median, and range over seeds.",
+        "",
+        "| text | model | parameters | bits | range |",
+        "|:--|:--|--:|--:|:--|",
+    ]
+    arms: dict[tuple[str, str], list[dict]] = {}
+    for row in result["rows"]:
+        arms.setdefault((row["corpus"], row["arm"]), []).append(row)
+    for (corpus, arm), rows in arms.items():
+        bits = [row["bits_per_character"] for row in rows]
+        spread = f"{min(bits):.3f} to {max(bits):.3f}" if len(bits) > 1 else "counts, no seed"
+        size = rows[0]["parameters"]
+        median = f"{statistics.median(bits):.3f}"
+        lines.append(_cells(corpus, arm, f"{size:,}" if size else "—", median, spread))
+    return [*lines, ""]
+
+
+def _cells(*values: str) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def _gaps(results: dict[str, dict]) -> Iterator[str]:
+    races = {name: result for name, result in results.items() if "ops" in result}
+    if not any(result["capability"] for result in races.values()):
+        yield "- **GPUs.** No file comes from one. The Triton kernels have been compared with their"
+        yield "  references and compiled, but not timed, so that no call takes one by itself."
+    for name, result in races.items():
+        lost = [f"{op} (not run)" for op in result["missing"]]
+        lost += [f"{op} (stopped)" for op, entry in result["ops"].items() if not entry["complete"]]
+        if lost:
+            yield f"- **In `{name}`:** {', '.join(lost)}."
+        absent = [key for key in ("triton", "liger-kernel") if not result["versions"][key]]
+        if absent:
+            yield f"- **Peers not installed for `{name}`:** {', '.join(absent)}."
+        refused = sum(
+            bool(row["refused"]) for entry in result["ops"].values() for row in entry["rows"]
+        )
+        if refused:
+            yield f"- **In `{name}`:** {refused} rows say 'not timed', and why."
+    for name, result in results.items():
+        if not result.get("complete", True):
+            yield f"- **In `{name}`:** stopped before the last arm."
+    yield "- **Everything else:** other machines, other sizes, and energy."
