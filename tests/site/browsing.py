@@ -1,7 +1,9 @@
 """What a browser shows of a page that should not be there."""
 
+import os
 import re
 
+import pytest
 from equations import Equations
 from playwright.sync_api import Page
 
@@ -11,6 +13,13 @@ TEXT = """selector => [...document.querySelectorAll(selector)].map(element => {
     copy.querySelectorAll("pre, code, script, mjx-container, .katex").forEach(e => e.remove());
     return copy.textContent;
 }).join("\\n")"""
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail where AIGC_REQUIRE_BROWSER=1 says that everything must run."""
+    if os.environ.get("AIGC_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{reason}, and AIGC_REQUIRE_BROWSER=1")
+    pytest.skip(reason)
 
 
 def watch(page: Page, address: str) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 import sample
+from browsing import unavailable
 from playwright.sync_api import sync_playwright
 
 from tools import KERNEL_ENVIRONMENT, ROOT
@@ -27,13 +28,6 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-
-
-def unavailable(reason: str) -> None:
-    """Skip, or fail where AIGC_REQUIRE_BROWSER=1 says that everything must run."""
-    if os.environ.get("AIGC_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"{reason}, and AIGC_REQUIRE_BROWSER=1")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import subprocess
 import nbformat
 import pytest
 import yaml
-from conftest import unavailable
+from browsing import unavailable
 from test_pages import SMALL
 
 from tools import ROOT, manifest
