@@ -31,6 +31,7 @@ nb_execution_mode = "off"  # chapters are committed with their outputs
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 
+templates_path = ["templates"]
 html_static_path = ["static"]
 # Without it Sphinx takes MathJax from its own default address.
 if npm.MATHJAX.home(ROOT).is_dir():

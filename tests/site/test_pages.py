@@ -82,6 +82,7 @@ def test_the_map_has_every_part_every_chapter_and_no_arrow_twice():
         if key != "9":
             assert part.title_zh in text
             assert (f"planned: {part.builds}" in text) == (key not in "0124")
+    assert picture.count('class="row planned"') == 3
     # 12 needs 00 by way of 11; that arrow is implied.
     assert picture.count('class="need"') == 5
     assert "\n\n" not in picture
@@ -94,10 +95,15 @@ def test_nothing_on_the_map_is_outside_or_overlaps():
         _, _, width, height = map(float, svg.find("svg").get("viewBox").split())
         boxes = [box for box in svg.iter("rect") if box.get("class") == "box"]
         spans = [[float(box.get(k)) for k in ("x", "y", "width", "height")] for box in boxes]
+        rows = [row for row in svg.iter("rect") if row.get("class").startswith("row")]
+        sides = [(float(row.get("y")), float(row.get("height"))) for row in rows]
+        assert sides[-1][0] + sides[-1][1] <= height
         for place, (x, y, w, h) in enumerate(spans):
             assert x >= course_map.LABEL
             assert x + w <= width
-            assert y + h <= height
+            top, tall = sides[list(PARTS).index(book.chapters[place].number[0])]
+            assert top <= y
+            assert y + h <= top + tall
             for x2, y2, _, _ in spans[:place]:
                 assert y2 != y or x2 + w <= x
 
@@ -112,6 +118,7 @@ def test_the_front_page_is_filled_in():
     assert f"- **Diffusion**: {PARTS['4'].builds}\n" in text
     assert f"- **Adversarial**: {PARTS['3'].builds} *(planned)*" in text
     assert text.endswith("[x](00_a.ipynb)")
+    assert "Appendix" not in text
     with pytest.raises(Refusal, match=r"<!-- maps -->: known are title"):
         front.page(SMALL, "<!-- maps -->")
 
@@ -413,13 +420,16 @@ def glossary_of(*entries):
 
 def test_terms_are_linked_at_their_first_use_only():
     document = glossary_of(
-        ("entropy, Bayes' rule · 熵", "A mean."), ("cross-entropy · 交叉熵", "B.")
+        ("entropy, Bayes' rule · 熵", "A mean."),
+        ("cross · 十字", "Shorter than the next."),
+        ("cross-entropy · 交叉熵", "B."),
     )
     found = glossary.terms(document)
     assert found[0] == ("term-entropy", ("entropy", "Bayes' rule"), "熵 · A mean.")
     assert glossary.terms(document) == found
     page = publish_doctree(
-        "Entropy\n=======\n\n``entropy`` Cross-entropy, entropies; *Bayes’ rule* and entropy."
+        "Entropy\n=======\n\n= =\na entropy\n= =\n\n"
+        "``entropy`` Cross-entropy, entropies; *Bayes’ rule* and entropy."
     )
     glossary.link_first_uses(page, found, "g.html")
     links = [(r.astext(), r["refuri"], r["reftitle"]) for r in page.findall(nodes.reference)]
