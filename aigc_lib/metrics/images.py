@@ -206,7 +206,7 @@ def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
     about 1/N: compare only at equal counts.
 
     Source: Heusel et al. 2017, equation 6.
-    Derived: —
+    Derived: 31_dcgan eq-frechet-bias
 
     Args:
         a: (N, C) features, N ≥ 2.
@@ -238,7 +238,7 @@ def gaussian_frechet_distance(
     the trace of its root is the sum of their roots; all is computed in float64.
 
     Source: Dowson and Landau 1982, the formula of the abstract.
-    Derived: —
+    Derived: 31_dcgan eq-frechet
 
     Args:
         mu: μ.

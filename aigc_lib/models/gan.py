@@ -121,7 +121,7 @@ class DCGANGenerator(nn.Module):
     In training, BatchNorm uses the batch's own mean and variance: a batch holds two images or more.
 
     Source: Radford et al. 2016, section 3 and figure 1; labels: Mirza and Osindero 2014, section 3.
-    Derived: —
+    Derived: 31_dcgan eq-transposed
     """
 
     def __init__(self, config: DCGANConfig):
@@ -179,7 +179,7 @@ class DCGANDiscriminator(nn.Module):
     and a batch of real images is judged apart from one of generated images.
 
     Source: Radford et al. 2016, section 3; labels: Miyato and Koyama 2018, equation 3.
-    Derived: —
+    Derived: 31_dcgan eq-projection
     """
 
     def __init__(self, config: DCGANConfig):
