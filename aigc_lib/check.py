@@ -1,14 +1,20 @@
 """How a chapter proves a claim: each function prints it in stable words, or raises ClaimFailed.
 
+`task` and `answer` are what an assignment's tests are made of; they print nothing.
+
 What is printed names the tolerance and never the measured error, so that it is the same text on
 every machine; the measured error is what the function returns, and a notebook does not show it.
 """
 
 import ast
+import contextlib
 import copy
 import inspect
+import math
+import os
 import textwrap
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +23,13 @@ from torch import Tensor, nn
 
 class ClaimFailed(AssertionError):
     """A claim that a chapter makes does not hold."""
+
+
+class NotYet(AssertionError):
+    """A test of an assignment does not pass; a notebook shows its sentence without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class Measured(float):
@@ -211,6 +224,78 @@ def show(thing: Callable | type) -> None:
                 docstring.end_lineno - docstring.lineno + 1
             )
     print("\n".join(line for line in lines if line is not None))
+
+
+@contextlib.contextmanager
+def task(name: str) -> Iterator[None]:
+    """Turn whatever fails inside the block into one sentence that helps: a context manager.
+
+    Args:
+        name: number and title of the task, the beginning of the sentence.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        NotYet: the block raised. Says that the task is not solved yet (NotImplementedError,
+            NameError), what a test found (AssertionError), or where the code stopped and why.
+    """
+    try:
+        yield
+    except NotImplementedError:
+        sentence = "not solved yet. Replace `raise NotImplementedError()` in the cell above."
+    except NameError as error:
+        sentence = f"not solved yet, or not run: {error}. Run the cells from the top."
+    except AssertionError as error:
+        sentence = str(error) or f"a test does not hold{_place(error)}."
+    except Exception as error:
+        sentence = f"the code raised {type(error).__name__}: {error}{_place(error)}."
+    else:
+        return
+    raise NotYet(f"{name}: {sentence}")
+
+
+def answer(what: str, got: Any, expected: Tensor | float | int, *, tol: float | int = 1e-6) -> None:
+    """Compare a student's result with the right one, as plain numbers.
+
+    A tensor must be a torch.Tensor and no subclass, so that no object that calls itself equal to
+    everything passes. The error is |got − expected| / max(1, max |expected|).
+
+    Args:
+        what: what was asked for, the beginning of the sentence.
+        got: the result: a tensor, or a number where a number is expected.
+        expected: the right result.
+        tol: largest error that is accepted; 0 for equality.
+
+    Raises:
+        AssertionError: type, shape or a value is wrong, or a number is not finite.
+    """
+    if isinstance(expected, Tensor):
+        if type(got) not in (Tensor, nn.Parameter):
+            raise AssertionError(f"{what}: expected a torch.Tensor, got {type(got).__name__}")
+        if got.shape != expected.shape:
+            shapes = f"{tuple(expected.shape)}, got {tuple(got.shape)}"
+            raise AssertionError(f"{what}: expected a tensor of shape {shapes}")
+        theirs, ours = (x.detach().double().flatten().tolist() for x in (got, expected))
+    else:
+        if type(got) is Tensor and got.numel() == 1:
+            got = got.item()
+        if type(got) not in (bool, int, float):
+            raise AssertionError(f"{what}: expected a number, got {type(got).__name__}")
+        theirs, ours = [float(got)], [float(expected)]
+    scale = max([1.0, *(abs(value) for value in ours if math.isfinite(value))])
+    for mine, right in zip(theirs, ours, strict=True):
+        if not (mine == right or abs(mine - right) <= tol * scale):  # NaN is never near
+            raise AssertionError(f"{what}: expected {right:.6g}, got {mine:.6g}")
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    written = [frame for frame in frames if not os.path.exists(frame.filename)]
+    if not written:
+        return ""
+    last = written[-1]
+    return f' (in `{last.name}`, line {last.lineno}: "{last.line}")'
 
 
 def _require(holds: bool, claim: str, otherwise: str) -> None:

@@ -169,3 +169,82 @@ def test_show_of_a_class_drops_the_docstrings_of_its_methods(capsys):
     assert "class ClaimFailed" in capsys.readouterr().out
     check.show(Doubled)
     assert "return 2 * super().forward(x)" in capsys.readouterr().out
+
+
+def solve(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NotImplementedError(), "Task 1: not solved yet. Replace"),
+        (NameError("name 'f' is not defined"), "name 'f' is not defined. Run the cells"),
+        (AssertionError("row 3 sees key 0"), "^Task 1: row 3 sees key 0$"),
+        (AssertionError(), "^Task 1: a test does not hold.$"),
+        (TypeError("no"), "the code raised TypeError: no.$"),
+    ],
+)
+def test_a_task_fails_in_one_sentence(error, words):
+    with pytest.raises(check.NotYet, match=words) as caught, check.task("Task 1"):
+        solve(error)
+    assert caught.value._render_traceback_() == [str(caught.value)]
+
+
+def test_a_task_names_the_line_of_a_notebook():
+    names = {}
+    exec(compile("def f():\n    return 1 / 0", "<cell>", "exec"), names)
+    words = r"ZeroDivisionError: .* \(in `f`, line 2"
+    with pytest.raises(check.NotYet, match=words), check.task("Task 1"):
+        names["f"]()
+
+
+def test_a_task_that_is_solved_says_nothing_and_a_stop_is_no_failure(capsys):
+    with check.task("Task 1"):
+        pass
+    with pytest.raises(KeyboardInterrupt), check.task("Task 1"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == ""
+
+
+def test_a_right_answer_passes():
+    check.answer("x", torch.eye(2), torch.eye(2, dtype=torch.float64), tol=0)
+    check.answer("x", nn.Parameter(torch.ones(1)), torch.ones(1))
+    check.answer("x", torch.tensor(2.0), 2)
+    check.answer("x", 1 + 5e-7, 1.0)
+    check.answer("x", 1000.0001, 1000.0)
+    check.answer("x", True, True)
+    check.answer("x", torch.tensor([0.0, float("-inf")]), torch.tensor([0.0, float("-inf")]))
+
+
+class Flatterer(torch.Tensor):
+    def __eq__(self, other):
+        return True
+
+
+class Yes:
+    def __eq__(self, other):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "words"),
+    [
+        (torch.tensor([0.0, 1.1]), torch.tensor([0.0, 1.0]), "expected 1, got 1.1"),
+        (torch.tensor([0.0, float("nan")]), torch.tensor([0.0, 1.0]), "got nan"),
+        (torch.zeros(2, 1), torch.zeros(2), r"of shape \(2,\), got \(2, 1\)"),
+        (torch.zeros(2).as_subclass(Flatterer), torch.zeros(2), "got Flatterer"),
+        ([0.0, 0.0], torch.zeros(2), "expected a torch.Tensor, got list"),
+        (Yes(), 1.0, "expected a number, got Yes"),
+        (None, 1.0, "expected a number, got NoneType"),
+        (torch.zeros(2), 0.0, "expected a number, got Tensor"),
+        (float("nan"), float("nan"), "got nan"),
+        (float("inf"), 1.0, "got inf"),
+        (1 + 3e-6, 1.0, "expected 1, got 1"),
+        (1 + 1e-12, 1, "expected 1"),
+    ],
+)
+def test_a_wrong_answer_fails_whatever_it_says_of_itself(got, expected, words):
+    tol = 0 if type(expected) is int else 1e-6
+    with pytest.raises(AssertionError, match=f"^x: .*{words}"):
+        check.answer("x", got, expected, tol=tol)
