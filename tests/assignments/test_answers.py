@@ -24,11 +24,14 @@ from tools import ROOT, notebooks
 from tools.grading import source
 from tools.grading.source import grade_id, role
 
-TINY = ROOT / "tests" / "grading" / "tiny" / "99_tiny.ipynb"
-PATHS = {path.stem: path for path in [TINY, *source.find()]}
+GRADING = ROOT / "tests" / "grading"  # has one more, to test the grader with
+PATHS = {path.stem: path for path in [*source.find(GRADING), *source.find()]}
 ANSWERS = {
-    name: source.answers((path if path == TINY else source.ANSWERS / name).with_suffix(".toml"))
-    for name, path in PATHS.items()
+    name: [
+        *source.answers(source.ANSWERS / f"{name}.toml"),
+        *source.answers(GRADING / f"{name}.toml"),
+    ]
+    for name in PATHS
 }
 EVERY = [
     pytest.param(name, answer, id=f"{name}-{answer.kind}-{answer.name}")
