@@ -6,7 +6,7 @@ COURSE = @$(PYTHON) tools/bootstrap.py -m
 	kernels bench lint doctor clean
 
 help: ## what each target does (this list)
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' Makefile | expand -t 22
 
 lab: ## study: JupyterLab on study/, your copy of the chapters [PORT=8888] [TORCH_INDEX=…]
 	$(COURSE) tools.lab --port "$(PORT)"

@@ -1,7 +1,7 @@
 """`make grade SUBMISSIONS=dir [JOBS=2] [UNSAFE=1]`: grade what students handed in.
 
-The folder holds one folder per student with the notebooks in it, under their released names. The
-results are build/grades.csv, build/needs_a_human.md and build/feedback/STUDENT/NN_name/NN_name.html.
+The folder holds one folder per student with the notebooks in it, under their released names.
+Results: build/grades.csv, build/needs_a_human.md, build/feedback/STUDENT/NN_name/NN_name.html.
 What was graded is not graded again unless it, its assignment or the grader has changed. JOBS is how
 many are graded at a time, by default half the cores; LIMITS="cell=60,memory=4e9" are the kernels'.
 """
