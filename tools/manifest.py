@@ -38,6 +38,17 @@ class Chapter:
         """
         return root / "chapters" / f"{self.file}.ipynb"
 
+    def homework(self, root: Path = ROOT) -> Path:
+        """Where the source of the chapter's assignment is, if it has one.
+
+        Args:
+            root: the repository.
+
+        Returns:
+            The path of the notebook with its solutions.
+        """
+        return root / "assignments" / str(self.assignment) / f"{self.assignment}.ipynb"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Book:
@@ -156,9 +167,8 @@ def _check_files(chapters: tuple[Chapter, ...], root: Path) -> None:
         seen[chapter.number] = chapter.file
         if not chapter.notebook(root).is_file():
             raise Refusal(f"{entry}: missing file chapters/{chapter.file}.ipynb")
-        name = chapter.assignment
-        if name and not (root / "assignments" / name / f"{name}.ipynb").is_file():
-            raise Refusal(f"{entry}: missing file assignments/{name}/{name}.ipynb")
+        if chapter.assignment and not chapter.homework(root).is_file():
+            raise Refusal(f"{entry}: missing file {chapter.homework(root).relative_to(root)}")
 
 
 def _check_needs(chapters: tuple[Chapter, ...]) -> None:

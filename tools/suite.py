@@ -67,7 +67,7 @@ def kernels() -> list[Phase]:
 
 
 def chapters(*paths: str) -> Phase:
-    """The notebooks, executed one after the other, their proofs compared.
+    """Notebooks, executed one after the other, their proofs compared.
 
     Args:
         *paths: which.
@@ -128,6 +128,7 @@ def main() -> int:
         chapter = manifest.find(book, arguments.chapter)
         return run([LINT, unit_tests(browser=False), chapters(str(chapter.notebook()))])
     paths = [str(chapter.notebook()) for chapter in book.chapters]
+    paths += [str(chapter.homework()) for chapter in book.chapters if chapter.assignment]
     return run([LINT, unit_tests(browser=True), *kernels(), chapters(*paths)])
 
 

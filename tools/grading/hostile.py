@@ -160,7 +160,7 @@ def hostile_set(known: list[str], address: str, port: int) -> list[Hostile]:
         Hostile("patched_close", _patched("torch.testing.assert_close = print"), none, None),
         Hostile("other_check", _patched(PATCH + "class check:\n    task = quiet"), none, None),
         Hostile("swallowed_cells", _code("t1-solution", SWALLOW, keep=False), none, None),
-        Hostile("silent_errors", _patched("get_ipython().showtraceback = print"), look, RIGHT - 40),
+        Hostile("silent_errors", _patched("get_ipython().showtraceback = print"), none, None),
         Hostile("fake_tensor", _code("t1-solution", FAKE, keep=False), look, RIGHT - 40),
         Hostile("endless", _code("t2-solution", "def mean(x):\n    while 1: 0", False), look, 60.0),
         Hostile("asleep", _code("t3-solution", "import time\ntime.sleep(999)", False), look, 70.0),
@@ -170,7 +170,10 @@ def hostile_set(known: list[str], address: str, port: int) -> list[Hostile]:
         Hostile("fork_bomb", _code("t2-solution", FORK), none, None),
         Hostile("memory_bomb", _code("t1-solution", EATER, keep=False), "graded", RIGHT - 40),
         Hostile("memory_of_many", _code("t2-solution", MANY), none, None),
-        Hostile("flood", _code("t2-solution", "while True: print('x' * 9999)"), look, 60.0),
+        Hostile("flood", _code("t2-solution", "while True: print('x' * 9999)"), none, None),
+        Hostile(
+            "chatty", _code("t2-solution", "for _ in range(300): print('x' * 9999)"), look, RIGHT
+        ),
         Hostile("reads_hidden", _reads_hidden, look, RIGHT - 30),
         Hostile("searches", _code("t1-solution", search), look, RIGHT),
         Hostile("deletes", _code("t1-solution", delete), look, RIGHT),

@@ -42,7 +42,8 @@ REFUSED = {
     "x86_64": (0xC000003E, (29, 68, 250, 298, 321, 425)),
     "aarch64": (0xC00000B7, (194, 186, 219, 241, 280, 425)),
 }
-# What runs first inside: a limit that must not count the user's processes outside.
+# What runs first inside: the limit that holds until the watch looks. Set outside, it would count
+# the user's other processes too.
 INSIDE = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_NPROC, ({tasks}, {tasks}))
@@ -50,13 +51,14 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 
 
-def bubblewrap(settings: dict, info: int) -> list[str]:
+def bubblewrap(settings: dict, info: int, rules: int) -> list[str]:
     """The command that opens the sandbox.
 
     Args:
         settings: `readable` lists what is shown read-only, `data` the files put into the working
             folder, `channels` the one folder shared for writing; `environment`, `limits`.
         info: a file descriptor that bubblewrap tells the number of its first process.
+        rules: one that it reads the filter for system calls from.
 
     Returns:
         The command, to be followed by the program.
@@ -65,7 +67,7 @@ def bubblewrap(settings: dict, info: int) -> list[str]:
     line = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
     line += ["--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
     line += ["--clearenv", "--info-fd", str(info)]
-    if rules := refusals(os.uname().machine):
+    if os.uname().machine in REFUSED:
         line += ["--seccomp", str(rules)]
     for name, value in settings["environment"].items():
         line += ["--setenv", name, value]
@@ -90,17 +92,17 @@ def bubblewrap(settings: dict, info: int) -> list[str]:
     return [*line, "--remount-ro", "/", "--remount-ro", "/dev", "--chdir", HOME]
 
 
-def refusals(machine: str) -> int:
+def refusals(machine: str) -> bytes:
     """A filter for system calls, in the form that Linux takes.
 
     Args:
         machine: the processor, as uname says.
 
     Returns:
-        A file descriptor to read it from; 0 for a processor that REFUSED does not know.
+        The filter; nothing for a processor that REFUSED does not know.
     """
     if machine not in REFUSED:
-        return 0
+        return b""
     architecture, calls = REFUSED[machine]
     load, equal, greater, end = 0x20, 0x15, 0x35, 0x06
     refuse, allow = 0x00050000 | 1, 0x7FFF0000  # EPERM
@@ -108,11 +110,7 @@ def refusals(machine: str) -> int:
     rules = [(load, 0, 0, 4), (equal, 0, len(tests) + 2, architecture), (load, 0, 0, 0)]
     rules += [(kind, len(tests) - i, 0, value) for i, (kind, value) in enumerate(tests)]
     rules += [(end, 0, 0, allow), (end, 0, 0, refuse)]
-    reading, writing = os.pipe()
-    with open(writing, "wb") as file:
-        file.write(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
-    os.set_inheritable(reading, True)
-    return reading
+    return b"".join(struct.pack("=HBBI", *rule) for rule in rules)
 
 
 def first_limits(limits: dict) -> None:
@@ -227,7 +225,8 @@ def python(settings: dict, module: str, *arguments: str) -> list[str]:
     Returns:
         The command.
     """
-    code = INSIDE.format(tasks=int(settings["limits"]["tasks"]), module=module)
+    tasks = 2 * int(settings["limits"]["tasks"])  # the watch ends what has more than once that
+    code = INSIDE.format(tasks=tasks, module=module)
     return [sys.executable, "-c", code, *arguments]
 
 
@@ -243,16 +242,19 @@ def contain(settings: dict, program: list[str]) -> tuple[int, str]:
         stderr.
     """
     reading, writing = os.pipe()
-    os.set_inheritable(writing, True)
+    rules, filling = os.pipe()
+    with open(filling, "wb") as file:
+        file.write(refusals(os.uname().machine))
     sandbox = subprocess.Popen(
-        [*bubblewrap(settings, writing), *program],
+        [*bubblewrap(settings, writing, rules), *program],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        close_fds=False,
+        pass_fds=[writing, rules],
         preexec_fn=lambda: first_limits(settings["limits"]),
     )
     os.close(writing)
+    os.close(rules)
     said: list[bytes] = []
     reader = threading.Thread(target=_drain, args=(sandbox.stderr, said), daemon=True)
     reader.start()
@@ -269,6 +271,7 @@ def contain(settings: dict, program: list[str]) -> tuple[int, str]:
         time.sleep(EVERY)
     code = sandbox.wait()
     reader.join(1)
+    sandbox.stderr.close()
     return code, reason or b"".join(said).decode(errors="replace").strip()
 
 

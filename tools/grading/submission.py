@@ -220,8 +220,10 @@ def _words(node: ast.AST) -> list[str]:
         if isinstance(node.ctx, ast.Store | ast.Del) and patched:
             return [f"{ast.unparse(node)} = …"]
         return [f".{node.attr}"] if node.attr in ATTRIBUTES else []
-    if isinstance(node, ast.FunctionDef) and node.name in COMPARISONS:
+    if isinstance(node, ast.FunctionDef) and node.name in COMPARISONS | {"check"}:
         return [f"def {node.name}"]
+    if isinstance(node, ast.ClassDef) and node.name == "check":
+        return ["class check"]
     if isinstance(node, ast.ClassDef):
         bases = [ast.unparse(base).split(".")[-1] for base in node.bases]
         return [f"class …({base})" for base in bases if base in ("Tensor", "Parameter", "float")]

@@ -1,0 +1,95 @@
+"""Canaries: each must be able to be silent, and look like a test."""
+
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_output
+
+from aigc_lib import check
+from tools import ROOT, notebooks
+from tools.grading import canaries
+from tools.grading.source import role
+
+NB = notebooks.read(ROOT / "tests" / "grading" / "99_tiny" / "99_tiny.ipynb")
+TESTS = [cell for cell in NB.cells if role(cell) in ("visible", "hidden")]
+
+
+def execute(cell, **names):
+    """Run a cell as a kernel would; its outputs are filled in."""
+    import contextlib
+    import io
+
+    printed = io.StringIO()
+    cell.outputs = []
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(cell.source, {"check": check, "torch": torch, **names})
+    except Exception as error:
+        name, text = type(error).__name__, str(error)
+        cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[]))
+    if printed.getvalue():
+        cell.outputs.append(new_output("stream", name="stdout", text=printed.getvalue()))
+    return cell
+
+
+class Lenient:
+    """A `check` in which everything passes."""
+
+    answer = staticmethod(lambda *args, **settings: None)
+
+    @staticmethod
+    def task(name):
+        import contextlib
+
+        return contextlib.suppress(Exception)
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda cell: cell.id)
+def test_a_twin_fails_as_it_must_and_is_silent_when_failures_are_swallowed(test):
+    for _ in range(20):  # all kinds of it
+        twin = canaries.twin(test.source)
+        assert twin.metadata.canary.error == "NotYet"
+        assert canaries.sings(execute(twin))
+        assert not canaries.sings(execute(twin, check=Lenient))
+        assert set(test.source.splitlines()) < set(twin.source.splitlines())
+
+
+def test_a_test_of_another_form_gets_a_plain_canary():
+    twin = canaries.twin("assert 1 == 1\nassert 2 == 2")
+    assert twin.metadata.canary.error == "RuntimeError"
+    assert canaries.sings(execute(twin))
+
+
+def test_every_canary_after_the_tests_sings_and_can_be_silent():
+    for cell in canaries.row():
+        assert canaries.sings(execute(cell))
+        swallowed = new_code_cell("pass", metadata=cell.metadata)
+        assert not canaries.sings(execute(swallowed))
+
+
+def test_no_two_canaries_are_the_same():
+    assert len({canaries.twin(TESTS[0].source).source for _ in range(50)}) == 50
+
+
+def test_a_test_says_one_line_without_hidden_source():
+    secret = canaries.hidden_lines(NB)
+    line = 'check.answer("one number", mean(torch.tensor([7.5])), 7.5)'
+    assert line in secret
+    error = new_output(
+        "error",
+        ename="NotYet",
+        evalue=f'Task 2: the code raised TypeError: no (in `<module>`, line 4: "{line}").\n' * 9,
+        traceback=["xyzzy"] * 50,
+    )
+    printed = new_output("stream", name="stdout", text=line)
+    (only,) = canaries.one_line([printed, error], secret)
+    assert only.ename == "NotYet"
+    assert only.evalue.startswith("Task 2: the code raised TypeError: no (in")
+    assert line not in str(only)
+    assert "xyzzy" not in str(only)
+    assert len(only.evalue) <= canaries.MAX_SENTENCE
+    assert canaries.one_line([printed], secret) == []
+
+
+def test_warnings_cost_no_points():
+    warning = new_output("stream", name="stderr", text="a warning")
+    assert canaries.one_line([warning], []) == []

@@ -1,0 +1,171 @@
+"""Twelve submissions, half of them hostile, through `make grade` from folder to feedback."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nbgrader.api import Gradebook
+from sandboxed import need_sandbox
+
+from tools import ROOT, Refusal
+from tools.grading import formgrade, grade, gradebook, job, release, selftest
+
+HONEST = ("reference", "blank", "alternatives", "wrong_1")
+HOSTILE = (
+    *("edited", "copied_solution", "patched_task", "fake_tensor", "deaf", "memory_of_many"),
+    *("reads_hidden", "deletes"),
+)
+LIMITS = "cell=4,total=120,memory=2.5e9,tasks=120,disk=1e8"
+
+
+def run(work: Path, **environment: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "tools.grading.grade", "--limits", LIMITS, "--jobs", "2"]
+    line += ["--submissions", str(work / "submissions"), "--course", str(work / "course")]
+    return subprocess.run(
+        [*line, "--sources", str(selftest.FIXTURE)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def rows(work: Path) -> dict[str, dict]:
+    with (work / "course" / "grades.csv").open(encoding="utf-8") as file:
+        return {row["student"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """The folder, the cases, what the grader said, and a file that the hostile ones went for."""
+    need_sandbox()
+    work = tmp_path_factory.mktemp("grading")
+    course = work / "course"
+    course.mkdir()
+    canary = work / "canary.txt"
+    canary.write_text("untouched")
+    release.generate(course, release.sources(course, selftest.FIXTURE))
+    known = [str(canary), str(course / "gradebook.db")]
+    cases = selftest.honest(course, "99_tiny", selftest.FIXTURE)
+    cases += selftest.attacks(course, known, 9)
+    cases = [case for case in cases if case.student in HONEST + HOSTILE]
+    for case in cases:
+        place = work / "submissions" / case.student / "99_tiny.ipynb"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(case.content)
+    done = run(work)
+    assert done.returncode == 0, done.stdout
+    return work, cases, done.stdout, canary
+
+
+@pytest.mark.parametrize("student", HONEST + HOSTILE)
+def test_the_points_are_those_expected(graded, student):
+    work, cases, _, _ = graded
+    (case,) = (case for case in cases if case.student == student)
+    row = rows(work)[student]
+    given = float(row["automatic"]) if row["automatic"] else None
+    assert given == case.points, row
+    assert row["status"] in case.statuses, row
+
+
+def test_hostile_ones_harm_nobody(graded):
+    work, _, _, canary = graded
+    assert canary.read_text() == "untouched"
+    assert selftest.told(work / "course", selftest.FIXTURE) == []
+
+
+def test_a_person_is_told_why(graded):
+    text = (graded[0] / "course" / "needs_a_human.md").read_text(encoding="utf-8")
+    for words in (
+        "deaf, 99_tiny: a cell did not end in time and could not be interrupted",
+        "memory_of_many, 99_tiny: stopped: more than 2.5 GB of memory",
+        "patched_task, 99_tiny: the tests were tampered with",
+        "edited, 99_tiny: the locked cell t1-visible was edited and was restored",
+        "copied_solution, 99_tiny: two cells are called t1-solution",
+    ):
+        assert words in text.replace("\\", "")
+
+
+def test_only_students_with_a_score_get_feedback(graded):
+    pages = (graded[0] / "course" / "feedback").rglob("99_tiny.html")
+    students = {page.parts[-3] for page in pages}
+    scored = {student for student, row in rows(graded[0]).items() if row["status"] != "no score"}
+    assert students == scored
+    blank = graded[0] / "course" / "feedback" / "blank" / "99_tiny" / "99_tiny.html"
+    assert "Task 1: not solved yet" in blank.read_text(encoding="utf-8")
+
+
+def test_nothing_is_graded_twice_and_a_persons_marks_are_taken_over(graded):
+    work = graded[0]
+    page = work / "course" / "feedback" / "reference" / "99_tiny" / "99_tiny.html"
+    before, old = rows(work), page.stat().st_mtime_ns
+    with Gradebook(gradebook.url(work / "course")) as book:
+        mark = book.find_grade("t1-visible", "99_tiny", "99_tiny", "reference")
+        mark.manual_score = 3.0
+        book.db.commit()
+    done = run(work)
+    assert done.returncode == 0, done.stdout
+    assert "12 of 12 are graded already" in done.stdout
+    after = rows(work)
+    assert float(after["reference"]["automatic"]) == 90 - 15 + 3
+    assert page.stat().st_mtime_ns > old
+    del before["reference"], after["reference"]
+    assert before == after
+
+
+def test_a_changed_submission_loses_its_old_score(graded):
+    work = graded[0]
+    place = work / "submissions" / "alternatives" / "99_tiny.ipynb"
+    place.write_text("{")
+    done = run(work)
+    assert "11 of 12 are graded already" in done.stdout
+    row = rows(work)["alternatives"]
+    assert (row["status"], row["automatic"]) == ("no score", "")
+    assert not (work / "course" / "feedback" / "alternatives" / "99_tiny").exists()
+
+
+def test_without_a_sandbox_it_refuses_in_plain_words(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "submissions").mkdir()
+    done = run(tmp_path, PATH=str(tmp_path / "bin"))
+    assert done.returncode == 1
+    for words in ("bwrap", "delete or send away your files", "UNSAFE=1"):
+        assert words in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "course").exists()
+
+
+def test_a_second_grader_waits(tmp_path):
+    first = grade.lock(tmp_path)
+    with pytest.raises(Refusal, match="another grader"):
+        grade.lock(tmp_path)
+    first.close()
+    grade.lock(tmp_path).close()
+
+
+def test_limits_are_read_and_wrong_ones_named():
+    assert grade.limits("cell=5,memory=1e9")["memory"] == 1e9
+    assert grade.limits("") == job.LIMITS
+    for wrong in ("x=3", "cell", "cell=a"):
+        with pytest.raises(Refusal, match="LIMITS"):
+            grade.limits(wrong)
+
+
+def test_the_formgrader_needs_something_graded(tmp_path, monkeypatch):
+    monkeypatch.setattr(formgrade, "COURSE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["formgrade"])
+    with pytest.raises(Refusal, match="nothing was graded yet"):
+        formgrade.main()
+
+
+def test_autograding_outside_of_the_grader_finds_no_kernel(graded):
+    """nbgrader's own buttons must not run a student's code without the sandbox."""
+    course = graded[0] / "course"
+    shutil.rmtree(course / "autograded" / "reference")
+    with pytest.raises(Refusal, match=r"No such kernel|NoSuchKernel"):
+        release.nbgrader_command(course, ["autograde", "99_tiny", "--student=reference"])

@@ -1,0 +1,182 @@
+"""What becomes of a student's file before any of it runs."""
+
+import copy
+import json
+
+import nbformat
+import pytest
+
+from tools import ROOT, Refusal, notebooks
+from tools.grading import source, submission
+from tools.grading.source import grade_id, nbgrader
+
+NB = notebooks.read(ROOT / "tests" / "grading" / "99_tiny" / "99_tiny.ipynb")
+
+
+@pytest.fixture
+def released():
+    """As nbgrader makes it, but for checksums."""
+    nb = source.blank(NB)
+    for cell in nb.cells:
+        cell.source = cell.source.partition(source.HIDDEN[0])[0].strip()
+    return nb
+
+
+@pytest.fixture
+def theirs(released):
+    nb = copy.deepcopy(released)
+    cell(nb, "t1-solution").source = "mine"
+    return nb
+
+
+def cell(nb, name):
+    return next(c for c in nb.cells if grade_id(c) == name)
+
+
+def names(nb):
+    return [grade_id(c) for c in nb.cells if grade_id(c)]
+
+
+def test_answers_are_taken_and_nothing_is_noted(released, theirs):
+    nb, notes = submission.compose(released, theirs)
+    assert notes == []
+    assert cell(nb, "t1-solution").source == "mine"
+    assert [c.source for c in nb.cells] == [c.source for c in theirs.cells]
+
+
+def test_locked_cells_order_and_metadata_are_the_teachers(released, theirs):
+    theirs.cells.reverse()
+    theirs.metadata["kernelspec"] = {"name": "bash"}
+    for c in theirs.cells:
+        c.metadata["tags"] = ["skip-execution"]
+        if nbgrader(c):
+            nbgrader(c).points = 1000
+    cell(theirs, "t1-visible").source = "pass"
+    theirs.cells.remove(cell(theirs, "t2-hidden"))
+    nb, notes = submission.compose(released, theirs)
+    assert names(nb) == names(released)
+    assert nb.metadata == released.metadata
+    for name in names(nb):
+        assert cell(nb, name).metadata == cell(released, name).metadata
+    assert cell(nb, "t1-visible").source == cell(released, "t1-visible").source
+    assert notes == [
+        "the locked cell t1-visible was edited and was restored",
+        "the cell t2-hidden was missing and was put back",
+    ]
+
+
+def test_cells_of_their_own_stay_where_they_were(released, theirs):
+    at = theirs.cells.index(cell(theirs, "t1-solution"))
+    own = nbformat.v4.new_code_cell("mine = 2", metadata={"tags": ["demo"]})
+    theirs.cells.insert(at + 1, own)
+    theirs.cells.insert(0, nbformat.v4.new_code_cell("first"))
+    nb, notes = submission.compose(released, theirs)
+    assert notes == []
+    sources = [c.source for c in nb.cells]
+    assert sources[0] == "first"
+    assert sources[sources.index("mine") + 1] == "mine = 2"
+    assert nb.cells[sources.index("mine = 2")].metadata == {}
+    assert len({c.id for c in nb.cells}) == len(nb.cells)
+    nbformat.validate(nb)
+
+
+def test_of_two_cells_with_one_name_the_last_counts(released, theirs):
+    second = copy.deepcopy(cell(theirs, "t1-solution"))
+    second.source = "second"
+    theirs.cells.append(second)
+    nb, notes = submission.compose(released, theirs)
+    assert cell(nb, "t1-solution").source == "second"
+    assert notes == ["two cells are called t1-solution: the last one counts"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        b'{"cells": [{}], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        b'{"cells": [{"cell_type": "x", "source": ""}], "nbformat": 4, "nbformat_minor": 5}',
+        b"[" * 100_000,
+        b"\xff\xfe\x00",
+        b" " * 21_000_000,
+    ],
+    ids=range(10),
+)
+def test_a_broken_file_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "99_tiny.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(
+        Refusal, match=r"^(not a readable notebook: .+|the notebook has more than .+)$"
+    ):
+        submission.parse(path)
+
+
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+def test_an_older_format_is_read(tmp_path):
+    path = tmp_path / "99_tiny.ipynb"
+    data = json.loads(nbformat.writes(NB))
+    data["nbformat_minor"] = 4
+    for c in data["cells"]:
+        del c["id"]
+    path.write_text(json.dumps(data))
+    assert names(submission.parse(path)) == names(NB)
+
+
+def test_both_layouts_are_found_and_the_rest_is_named(tmp_path):
+    for place in ("ada/11_a.ipynb", "bo/11_a/11_a.ipynb", "bo/notes.txt", "bo/11_a (1).ipynb"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("{}")
+    (tmp_path / "ada" / "11_a").mkdir()
+    (tmp_path / "ada" / "11_a" / "11_a.ipynb").write_text("{}")
+    (tmp_path / "eve").mkdir()
+    (tmp_path / "eve" / "11_a.ipynb").symlink_to("/etc/passwd")
+    (tmp_path / "a b*").mkdir()
+    (tmp_path / "stray.ipynb").write_text("{}")
+    found, strange = submission.discover(tmp_path, ["11_a"])
+    assert [(s.student, s.assignment) for s in found] == [("ada", "11_a"), ("bo", "11_a")]
+    assert sorted(line.partition(":")[0] for line in strange) == [
+        *("a b*", "ada/11_a.ipynb", "bo/11_a (1).ipynb", "bo/notes.txt"),
+        *("eve/11_a.ipynb", "stray.ipynb"),
+    ]
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "none", lambda p: p], ids=["missing", "empty"])
+def test_nothing_to_grade_is_explained(make, tmp_path):
+    with pytest.raises(Refusal, match="one folder per student"):
+        submission.discover(make(tmp_path), ["11_a"])
+
+
+SUSPICIOUS = {
+    "import os": "import os",
+    "from builtins import print": "import builtins",
+    "get_ipython()": "get_ipython",
+    "check.answer = print": "check.answer = …",
+    "torch.Tensor.tolist = print": "torch.Tensor.tolist = …",
+    "check = 3": "check = …",
+    "class A(torch.Tensor): pass": "class …(Tensor)",
+    "class A:\n    def __eq__(self, other): return True": "def __eq__",
+    "setattr(check, 'answer', print)": "setattr",
+    "In[-1]": "In",
+    "(lambda: 0).__globals__": ".__globals__",
+    "%run x": "a magic or a shell command",
+}
+
+
+@pytest.mark.parametrize("code", SUSPICIOUS)
+def test_what_no_solution_needs_is_told(released, code):
+    cell(released, "t1-solution").source = code
+    notes = submission.suspicious(released)
+    assert [n.partition(": ")[2].removeprefix("uses ") for n in notes] == [SUSPICIOUS[code]]
+
+
+def test_honest_code_is_not_suspected(released):
+    cell(released, "t1-solution").source = (
+        "import math\nfrom torch import nn\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.check = torch.zeros(3)\n"
+        "    def forward(self, x):\n        y = x.clone()\n        y[0] = 1\n        return y\n"
+    )
+    assert submission.suspicious(released) == []
+    assert submission.suspicious(NB) == []
