@@ -108,10 +108,11 @@ def add_uses(app: Sphinx, document: nodes.document) -> None:
     for citation in document.findall(nodes.citation):
         key = keys[citation["ids"][0]]
         uses = nodes.bullet_list(classes=["uses"])
-        for page in sorted(chapters[key]):
-            line = nodes.paragraph("", "Used in ")
-            line += _link(app, page, "sources", f"chapter {page[:2]}")
-            uses += nodes.list_item("", line)
+        several = "s" if len(chapters[key]) > 1 else ""
+        line = nodes.paragraph("", f"Used in chapter{several} ")
+        for number, page in enumerate(sorted(chapters[key])):
+            line += [nodes.Text(", " if number else ""), _link(app, page, "sources", page[:2])]
+        uses += nodes.list_item("", line)
         for entry, place in functions[key]:
             uses += nodes.list_item("", _function(app, entry, place))
         citation += uses
