@@ -2,10 +2,11 @@
 PYTHON ?= python3
 COURSE = @$(PYTHON) tools/bootstrap.py -m
 
-.PHONY: help lab test check run refresh book serve kernels bench lint doctor clean
+.PHONY: help lab test check run refresh book serve assignments grade formgrade grade-selftest \
+	kernels bench lint doctor clean
 
 help: ## what each target does (this list)
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' Makefile | expand -t 22
 
 lab: ## study: JupyterLab on study/, your copy of the chapters [PORT=8888] [TORCH_INDEX=…]
 	$(COURSE) tools.lab --port "$(PORT)"
@@ -27,6 +28,19 @@ book: ## render the book into _build/html/
 
 serve: ## render the book and show it in a browser [PORT=8000]
 	$(COURSE) tools.site --serve "$(or $(PORT),8000)"
+
+assignments: ## the students' versions of the assignments, in build/release/
+	$(COURSE) tools.grading.release
+
+grade: ## grade what was handed in: SUBMISSIONS=folder [JOBS=2] [LIMITS="cell=60"] [UNSAFE=1]
+	$(COURSE) tools.grading.grade --submissions "$(SUBMISSIONS)" --jobs "$(JOBS)" \
+		--limits "$(LIMITS)" --unsafe "$(UNSAFE)"
+
+formgrade: ## mark written answers in a browser, in nbgrader's formgrader [PORT=8888]
+	$(COURSE) tools.grading.formgrade --port "$(PORT)"
+
+grade-selftest: ## the grader graded: right, wrong and hostile submissions [JOBS=2]
+	$(COURSE) tools.grading.selftest --jobs "$(JOBS)"
 
 kernels: ## Triton kernels without a GPU: interpreted against references, compiled for two GPUs
 	$(COURSE) tools.suite --only kernels

@@ -1,0 +1,267 @@
+"""nbgrader's preprocessors of our own: cells that must fail, and what feedback may show.
+
+A student's code runs in the same kernel as the tests, so it could make tests pass. Between the
+tests stand canaries: cells that look like tests and must fail with a sentence drawn by lot, and
+some that must succeed. If one does otherwise, something swallows failures and no score is given.
+"""
+
+import ast
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.client import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_output
+from nbgrader.preprocessors import ClearHiddenTests, Execute, NbGraderPreprocessor
+from zmq.asyncio import Context
+
+from tools.grading.source import HIDDEN, grade_id, role
+
+MAX_MESSAGE = 4_000_000  # bytes; the grader hangs up on a kernel that sends a longer one
+MAX_OUTPUT = 1_000_000  # characters of one cell's output; what comes after is dropped
+MAX_SENTENCE = 300
+WITHHELD = "the tests were tampered with"
+
+
+class Insert(NbGraderPreprocessor):
+    """Put the canaries in."""
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        """Add a canary before each test and a row of them after the last one.
+
+        Args:
+            nb: the notebook to execute, with its hidden tests.
+            resources: nbconvert's.
+
+        Returns:
+            Both.
+        """
+        cells, end = [], 0
+        for cell in nb.cells:
+            if role(cell) in ("visible", "hidden"):
+                cells.append(twin(cell.source))
+                end = len(cells) + 1
+            cells.append(cell)
+        cells[end:end] = row()
+        nb.cells = cells
+        return nb, resources
+
+
+def twin(source: str) -> NotebookNode:
+    """A canary that looks like a test and fails in its first line.
+
+    Args:
+        source: the test's cell.
+
+    Returns:
+        The canary; a plain one if the test is not a single `with check.task(…)` block.
+    """
+    words, (a, b) = f"case {secrets.token_hex(4)}", sorted(1 + secrets.randbelow(90) for _ in "ab")
+    b += 1
+    lines = [
+        f"check.answer({words!r}, torch.tensor([{a}.0, {b}.0]), torch.tensor([{a}.0, {a}.0]))",
+        f"raise AssertionError({words!r})",
+        f"check.answer({words!r}, {b}.0, {a}.0)",
+        f"if torch.tensor([{a}.0, {b}.0])[1] > {a}.0: raise AssertionError({words!r})",
+    ]
+    ends = [f": expected {a}, got {b}", "", f": expected {a}, got {b}", ""]
+    which = secrets.randbelow(len(lines))
+    try:
+        (block,) = ast.parse(source).body
+        name = ast.literal_eval(block.items[0].context_expr.args[0])
+        text, first = source.splitlines(), block.body[0]
+    except (SyntaxError, ValueError, AttributeError, IndexError, TypeError):
+        return canary(f"raise RuntimeError({words!r})", "RuntimeError", words)
+    text.insert(first.lineno - 1, " " * first.col_offset + lines[which])
+    return canary("\n".join(text), "NotYet", f"{name}: {words}{ends[which]}")
+
+
+def row() -> list[NotebookNode]:
+    """Canaries of every other kind, the last of which must succeed.
+
+    Returns:
+        The cells.
+    """
+    words, number = [f"case {secrets.token_hex(4)}" for _ in range(4)], secrets.randbelow(10**6)
+    close = "torch.testing.assert_close(torch.tensor([1.0]), torch.tensor([2.0]), msg={!r})"
+    good = f"with check.task('x'):\n    check.answer('x', torch.tensor([{number}.0]) + 1, "
+    good += f"torch.tensor([{number + 1}.0]))\nprint({number} * 7)"
+    return [
+        canary(f"raise RuntimeError({words[0]!r})", "RuntimeError", words[0]),
+        canary(f"assert 1 == 2, {words[1]!r}", "AssertionError", words[1]),
+        canary(close.format(words[2]), "AssertionError", words[2]),
+        canary(f"with check.task('x'):\n    raise ValueError({words[3]!r})", "NotYet", words[3]),
+        canary(good, "", f"{number * 7}\n"),
+    ]
+
+
+def canary(source: str, error: str, text: str) -> NotebookNode:
+    """A cell whose outcome is known.
+
+    Args:
+        source: its code.
+        error: the name of the exception it must end with, "" for none.
+        text: what the exception's text contains, or what is printed if there is none.
+
+    Returns:
+        The cell.
+    """
+    return new_code_cell(source, metadata={"canary": {"error": error, "text": text}})
+
+
+def sings(cell: NotebookNode) -> bool:
+    """Whether a canary did what it must.
+
+    Args:
+        cell: a canary that was executed.
+
+    Returns:
+        True if it did.
+    """
+    error, text = cell.metadata.canary.error, cell.metadata.canary.text
+    errors = [output for output in cell.outputs if output.output_type == "error"]
+    if error:
+        return bool(errors) and all(e.ename == error and text in e.evalue for e in errors)
+    printed = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+    return not errors and "".join(printed) == text
+
+
+class Manager(AsyncKernelManager):
+    """A kernel manager that hangs up on messages that would fill the grader's memory."""
+
+    def _context_default(self) -> Context:
+        self._created_context = True
+        context = Context()
+        context.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        context.setsockopt(zmq.RCVHWM, 100)
+        return context
+
+
+class Run(Execute):
+    """nbgrader's own execution, with a bound on what a cell may put out."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **(settings | {"kernel_manager_class": Manager}))
+
+    def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> Any:
+        """Take one message of the kernel, unless the cell has said enough.
+
+        Args:
+            msg: the message.
+            cell: the cell that is running.
+            cell_index: its place.
+
+        Returns:
+            The output made of it, or None.
+        """
+        if msg["msg_type"] in ("stream", "display_data", "execute_result", "error"):
+            said = cell.metadata.get("said", 0) + len(str(msg["content"]))
+            cell.metadata["said"] = said
+            if said > MAX_OUTPUT and msg["msg_type"] != "error":
+                return None
+        elif msg["msg_type"] not in ("status", "clear_output", "execute_input"):
+            return None  # neither widgets nor updates of earlier cells
+        return NotebookClient.process_message(self, msg, cell, cell_index)
+
+
+class Judge(NbGraderPreprocessor):
+    """Take the canaries out, say what they found, and reduce what tests put out to one line."""
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        """Judge an executed notebook; what a person should know goes to a file.
+
+        Args:
+            nb: the notebook with its canaries.
+            resources: nbconvert's.
+
+        Returns:
+            Both.
+        """
+        notes = {"withheld": "", "look": []}
+        if not all(sings(cell) for cell in nb.cells if "canary" in cell.metadata):
+            notes["withheld"] = f"{WITHHELD}: a cell that must fail passed, or the reverse"
+        nb.cells = [cell for cell in nb.cells if "canary" not in cell.metadata]
+        secret = hidden_lines(nb)
+        for cell in nb.cells:
+            if cell.cell_type != "code":
+                continue
+            if cell.metadata.pop("said", 0) > MAX_OUTPUT:
+                notes["look"].append(f"{grade_id(cell) or 'a cell'}: too much output, cut off")
+            if any(o.get("ename") == "CellTimeoutError" for o in cell.outputs):
+                notes["look"].append(f"{grade_id(cell) or 'a cell'}: timed out")
+            if role(cell) in ("visible", "hidden"):
+                cell.outputs = one_line(cell.outputs, secret)
+            for output in cell.outputs:
+                for kind in set(output.get("data", ())) - {"text/plain", "image/png"}:
+                    del output.data[kind]
+        (Path(os.environ["AIGC_JOB"]) / "notes.json").write_text(json.dumps(notes))
+        return nb, resources
+
+
+def hidden_lines(nb: NotebookNode) -> list[str]:
+    """The lines of hidden tests, which no student may read.
+
+    Args:
+        nb: a notebook with its hidden tests.
+
+    Returns:
+        The lines, longest first, without those too short to say anything.
+    """
+    lines = set()
+    for cell in nb.cells:
+        if cell.cell_type == "code" and role(cell) == "hidden":
+            text = cell.source.partition(HIDDEN[0])[2].partition(HIDDEN[1])[0]
+            lines |= {line.strip() for line in text.splitlines() if len(line.strip()) > 7}
+    return sorted(lines, key=len, reverse=True)
+
+
+def one_line(outputs: list[NotebookNode], secret: list[str]) -> list[NotebookNode]:
+    """What a test says, in a form that gives no source away.
+
+    Args:
+        outputs: those of a test's cell.
+        secret: lines that must not appear.
+
+    Returns:
+        Nothing for a test that passed, else one error.
+    """
+    for output in outputs:
+        if output.output_type == "error":
+            name, text = str(output.ename)[:60], str(output.evalue)
+            for line in secret:
+                text = text.replace(line, "…")
+            text = " ".join(text.split())[:MAX_SENTENCE]
+            return [new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"])]
+    return []
+
+
+class Discreet(NbGraderPreprocessor):
+    """What a student's feedback leaves out: hidden tests, and what ran when they could be read."""
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        """Empty the hidden tests, and drop other cells' outputs from the first of them on.
+
+        Args:
+            nb: an autograded notebook.
+            resources: nbconvert's.
+
+        Returns:
+            Both.
+        """
+        secret, seen = hidden_lines(nb), False
+        for cell in nb.cells:
+            if cell.cell_type != "code":
+                continue
+            kind = role(cell)
+            seen = seen or kind == "hidden"
+            if kind in ("visible", "hidden"):
+                cell.outputs = one_line(cell.outputs, secret)
+            elif seen and cell.outputs:
+                words = "Not shown: what cells put out after the first hidden test.\n"
+                cell.outputs = [new_output("stream", name="stdout", text=words)]
+        return ClearHiddenTests().preprocess(nb, resources)

@@ -1,0 +1,205 @@
+"""Grade one submission: nbgrader's autograde in a process of its own, its kernel in a sandbox."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tools import KERNEL_ENVIRONMENT, ROOT
+from tools.grading import sandbox
+from tools.grading.release import environment
+from tools.grading.sandbox import LIMITS
+
+UNSAFE = """Without a sandbox students' code runs as you, on this machine: it can read the hidden
+tests and every other submission, change every student's grade, delete or send away your files,
+and go on running after the grader has ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one run."""
+
+    reason: str  # why there is no score, "" if there is one
+    look: list[str]  # what a person should look at though there is a score
+    seconds: float
+
+
+@functools.cache
+def fonts() -> list[str]:
+    """matplotlib's list of fonts, which takes seconds to make: it is made once, outside.
+
+    Returns:
+        The files to put into the kernel's working folder.
+    """
+    import matplotlib.font_manager  # imported, it writes the list
+
+    return [str(path) for path in Path(matplotlib.get_cachedir()).glob("fontlist-*.json")]
+
+
+def settings(folder: Path, data: list[str], limits: dict) -> dict:
+    """What the sandbox shows to a kernel.
+
+    Args:
+        folder: the run's own.
+        data: files that come with the assignment.
+        limits: as sandbox.LIMITS.
+
+    Returns:
+        The settings, as sandbox.py reads them.
+    """
+    readable = [sys.base_prefix, sys.prefix, str(ROOT / "aigc_lib")]
+    kernel = {
+        "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
+        "HOME": sandbox.HOME,
+        "USER": "student",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MPLCONFIGDIR": sandbox.HOME,
+    }
+    return {
+        "readable": sorted({path for path in readable if not path.startswith("/usr/")}),
+        "data": [*data, *fonts()],
+        "channels": str(folder / "k"),
+        "environment": kernel | KERNEL_ENVIRONMENT,
+        "limits": limits,
+        "reason": str(folder / "reason"),
+    }
+
+
+def available() -> str:
+    """Whether the sandbox works here, by opening one.
+
+    Returns:
+        "" if it does, else why not.
+    """
+    shown = settings(Path("/"), [], LIMITS) | {"channels": ""}
+    try:
+        code, said = sandbox.contain(shown, sandbox.python(shown, "this"))
+    except OSError as error:
+        return f"bubblewrap (the command bwrap) can't be started: {error}"
+    return f"bubblewrap can't open a sandbox here: {said[:300]}" if code else ""
+
+
+def run(course: Path, student: str, assignment: str, limits: dict, unsafe: bool) -> Outcome:
+    """Grade what lies in the course's folder `submitted`.
+
+    Args:
+        course: the folder of everything generated.
+        student: whose.
+        assignment: which.
+        limits: as sandbox.LIMITS.
+        unsafe: whether to do without the sandbox.
+
+    Returns:
+        The outcome; the scores are in the gradebook.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="aigc-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        prepare(folder, course / "source" / assignment, limits, unsafe)
+        reason = autograde(folder, course, student, assignment, limits["total"] + 180)
+        notes = {"withheld": "", "look": []}
+        if not reason:
+            notes = json.loads((folder / "notes.json").read_text())
+    seconds = time.monotonic() - started
+    return Outcome(reason or notes["withheld"], notes["look"], seconds)
+
+
+def prepare(folder: Path, source: Path, limits: dict, unsafe: bool) -> None:
+    """Write what the run's nbgrader and kernel read.
+
+    Args:
+        folder: the run's own.
+        source: the assignment's files.
+        limits: as sandbox.LIMITS.
+        unsafe: whether to do without the sandbox.
+    """
+    (folder / "k").mkdir()
+    (folder / "kernels" / "aigc").mkdir(parents=True)
+    data = [str(path) for path in sorted(source.iterdir()) if path.suffix != ".ipynb"]
+    (folder / "settings.json").write_text(json.dumps(settings(folder, data, limits)))
+    start = [sys.executable, str(Path(sandbox.__file__)), str(folder / "settings.json")]
+    if unsafe:
+        start = [sys.executable, "-m"]
+    argv = [*start, "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python", "language": "python"}
+    spec["interrupt_mode"] = "message"
+    (folder / "kernels" / "aigc" / "kernel.json").write_text(json.dumps(spec))
+
+
+def autograde(folder: Path, course: Path, student: str, assignment: str, seconds: float) -> str:
+    """Run nbgrader's autograde.
+
+    Args:
+        folder: the run's own.
+        course: the folder of everything generated.
+        student: whose.
+        assignment: which.
+        seconds: after which it is stopped; the sandbox has its own, shorter limit.
+
+    Returns:
+        "" if there is a score, else why not.
+    """
+    here = {"AIGC_JOB": str(folder), "JUPYTER_PATH": str(folder)}
+    here["JUPYTER_RUNTIME_DIR"] = str(folder / "k")
+    line = [sys.executable, "-m", "nbgrader", "autograde", assignment, "--force"]
+    with (folder / "log").open("wb+") as log:
+        process = subprocess.Popen(
+            [*line, f"--student={student}"],
+            cwd=course,
+            env=environment(course, **here),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=sandbox.die_with_parent,
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"nbgrader did not end within {seconds:g} seconds"
+        finally:
+            end(process)
+        log.seek(0)
+        said = log.read().decode(errors="replace")
+    if code == 0 and (folder / "notes.json").exists():
+        return ""
+    broke = folder / "reason"
+    if broke.exists() and (reason := broke.read_text(encoding="utf-8").strip()):
+        return f"stopped: {reason[:300]}"
+    return why(said)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and what it has started, if they have not ended.
+
+    Args:
+        process: the leader of a session.
+    """
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def why(said: str) -> str:
+    """The reason of a failure in nbgrader's words.
+
+    Args:
+        said: nbgrader's log.
+
+    Returns:
+        One sentence.
+    """
+    if "DeadKernelError" in said:
+        return "the kernel died (a crash, os._exit, or one process took too much memory)"
+    if "CellTimeoutError" in said or "unresponsive" in said:
+        return "a cell did not end in time and could not be interrupted"
+    lines = [line.strip() for line in said.splitlines() if "Error" in line or "ERROR" in line]
+    return f"nbgrader failed: {(lines or ['no reason given'])[-1][:300]}"

@@ -1,0 +1,45 @@
+"""nbgrader's settings; nbgrader finds this file through JUPYTER_CONFIG_PATH.
+
+AIGC_COURSE is the folder of everything generated, AIGC_JOB that of one run of the grader.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from traitlets.config import get_config
+
+c = get_config()
+course = os.environ["AIGC_COURSE"]
+c.CourseDirectory.root = course
+# Graders side by side wait for each other instead of giving up after five seconds.
+c.CourseDirectory.db_url = f"sqlite:///{course}/gradebook.db?timeout=120"
+c.Exchange.root = course
+c.ClearSolutions.begin_solution_delimeter = "### BEGIN SOLUTION"
+c.ClearSolutions.end_solution_delimeter = "### END SOLUTION"
+c.HTMLExporter.sanitize_html = True  # a student's text runs nothing in a marker's browser
+c.GenerateFeedback.preprocessors = [
+    "tools.grading.canaries.Discreet",
+    "nbgrader.preprocessors.GetGrades",
+    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+]
+c.Autograde.autograde_preprocessors = [
+    "tools.grading.canaries.Insert",
+    "tools.grading.canaries.Run",
+    "tools.grading.canaries.Judge",
+    "nbgrader.preprocessors.IgnorePattern",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+if job := os.environ.get("AIGC_JOB"):
+    c.Run.kernel_name = "aigc"
+    c.Run.skip_cells_with_tag = "demo"
+    c.Run.shutdown_kernel = "immediate"
+    c.Run.startup_timeout = 120
+    c.Run.timeout = int(json.loads(Path(job, "settings.json").read_text())["limits"]["cell"])
+    c.KernelManager.transport = "ipc"
+    c.KernelManager.ip = f"{job}/k/s"
+    c.KernelManager.connection_file = f"{job}/k/kernel.json"

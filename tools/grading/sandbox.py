@@ -1,0 +1,300 @@
+"""Run a module that nobody trusts: `python tools/grading/sandbox.py SETTINGS.json MODULE …`.
+
+bubblewrap gives it namespaces of its own and a file system that holds Python, aigc_lib and what
+the settings name, all read-only, besides small private folders in memory. What the kernel's own
+limits do not stop, for root or over several processes, a watch stops from outside: it looks at the
+sandbox every 50 ms and kills all of it at once. Standard library only, so that it starts at once.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+LIMITS = {
+    "cell": 60.0,  # seconds that one cell may take
+    "total": 600.0,  # seconds for everything
+    "cpu": 900.0,  # CPU seconds of all processes together
+    "memory": 4e9,  # bytes of all processes together
+    "tasks": 256.0,  # processes and threads
+    "disk": 256e6,  # bytes of one file, and of each private folder
+}
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime")
+HOME = "/home/student"  # the working folder
+EVERY = 0.05  # seconds between two looks
+CHANNELS = 1e6  # bytes that may lie beside the sockets
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+PR_SET_PDEATHSIG = 1
+# System calls that get memory nobody counts, or into parts of Linux that no student needs:
+# shmget, msgget, keyctl, perf_event_open, bpf, io_uring_setup.
+REFUSED = {
+    "x86_64": (0xC000003E, (29, 68, 250, 298, 321, 425)),
+    "aarch64": (0xC00000B7, (194, 186, 219, 241, 280, 425)),
+}
+# What runs first inside: a limit that must not count the user's processes outside.
+INSIDE = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NPROC, ({tasks}, {tasks}))
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+def bubblewrap(settings: dict, info: int) -> list[str]:
+    """The command that opens the sandbox.
+
+    Args:
+        settings: `readable` lists what is shown read-only, `data` the files put into the working
+            folder, `channels` the one folder shared for writing; `environment`, `limits`.
+        info: a file descriptor that bubblewrap tells the number of its first process.
+
+    Returns:
+        The command, to be followed by the program.
+    """
+    size = str(int(settings["limits"]["disk"]))
+    line = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+    line += ["--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+    line += ["--clearenv", "--info-fd", str(info)]
+    if rules := refusals(os.uname().machine):
+        line += ["--seccomp", str(rules)]
+    for name, value in settings["environment"].items():
+        line += ["--setenv", name, value]
+    for path in SYSTEM:
+        if os.path.islink(path):
+            line += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            line += ["--ro-bind", path, path]
+    for name in ETC:
+        line += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in ("/tmp", HOME, "/dev/shm"):
+        line += ["--size", size, "--tmpfs", folder]
+    cores = "/sys/devices/system/cpu"
+    line += ["--ro-bind-try", cores, cores]
+    for path in settings["readable"]:
+        line += ["--ro-bind", path, path]
+    for path in settings["data"]:
+        line += ["--ro-bind", path, f"{HOME}/{Path(path).name}"]
+    if settings["channels"]:
+        line += ["--bind", settings["channels"], settings["channels"]]
+    return [*line, "--remount-ro", "/", "--remount-ro", "/dev", "--chdir", HOME]
+
+
+def refusals(machine: str) -> int:
+    """A filter for system calls, in the form that Linux takes.
+
+    Args:
+        machine: the processor, as uname says.
+
+    Returns:
+        A file descriptor to read it from; 0 for a processor that REFUSED does not know.
+    """
+    if machine not in REFUSED:
+        return 0
+    architecture, calls = REFUSED[machine]
+    load, equal, greater, end = 0x20, 0x15, 0x35, 0x06
+    refuse, allow = 0x00050000 | 1, 0x7FFF0000  # EPERM
+    tests = [(greater, 0x40000000), *((equal, call) for call in calls)]  # the first one: x32
+    rules = [(load, 0, 0, 4), (equal, 0, len(tests) + 2, architecture), (load, 0, 0, 0)]
+    rules += [(kind, len(tests) - i, 0, value) for i, (kind, value) in enumerate(tests)]
+    rules += [(end, 0, 0, allow), (end, 0, 0, refuse)]
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        file.write(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+    os.set_inheritable(reading, True)
+    return reading
+
+
+def first_limits(limits: dict) -> None:
+    """Limits that the kernel keeps, per process; runs in the child before bubblewrap.
+
+    Args:
+        limits: as LIMITS.
+    """
+    os.nice(19)  # the watch comes first
+    for what, value in (
+        (resource.RLIMIT_DATA, limits["memory"]),
+        (resource.RLIMIT_FSIZE, limits["disk"]),
+        (resource.RLIMIT_CPU, limits["cpu"] + 10),
+        (resource.RLIMIT_NOFILE, 1024),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (int(value), int(value)))
+
+
+def processes(first: int) -> dict[int, list[str]]:
+    """Everything that runs in the sandbox.
+
+    Args:
+        first: its first process, whose descendants are all the others.
+
+    Returns:
+        For each process the fields of /proc/PID/stat from the third on.
+    """
+    fields, children = {}, {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                text = Path("/proc", name, "stat").read_text()
+                fields[int(name)] = text.rpartition(")")[2].split()
+                children.setdefault(int(fields[int(name)][1]), []).append(int(name))
+    found, waiting = {}, [first]
+    while waiting:
+        pid = waiting.pop()
+        if pid in fields:
+            found[pid] = fields[pid]
+            waiting += children.get(pid, [])
+    return found
+
+
+def memory(found: dict[int, list[str]]) -> float:
+    """Bytes that processes share or own: each page once.
+
+    Args:
+        found: as `processes` returns them.
+
+    Returns:
+        The sum of their proportional set sizes, and of files that have no name any more.
+    """
+    total, unnamed = 0, {}
+    for pid, fields in found.items():
+        share = int(fields[21]) * PAGE
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    share = int(line.split()[1]) * 1024
+        total += share
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    file = os.stat(f"/proc/{pid}/fd/{name}")
+                    if stat.S_ISREG(file.st_mode) and not file.st_nlink:
+                        unnamed[file.st_dev, file.st_ino] = file.st_blocks * 512
+    return total + sum(unnamed.values())
+
+
+def excess(first: int, look: int, started: float, settings: dict) -> str:
+    """Which limit is exceeded.
+
+    Args:
+        first: the sandbox's first process.
+        look: how many looks there were; what is slow to find out is looked at now and then.
+        started: when, on the monotonic clock.
+        settings: as for `bubblewrap`.
+
+    Returns:
+        A sentence, or "" if none is.
+    """
+    limits, found = settings["limits"], processes(first)
+    tasks = sum(int(fields[17]) for fields in found.values())
+    cpu = sum(sum(map(int, fields[11:15])) for fields in found.values()) / TICKS
+    resident = sum(int(fields[21]) for fields in found.values()) * PAGE
+    if tasks > limits["tasks"]:
+        return f"more than {limits['tasks']:g} processes and threads"
+    if cpu > limits["cpu"]:
+        return f"more than {limits['cpu']:g} seconds of CPU time"
+    if time.monotonic() - started > limits["total"]:
+        return f"more than {limits['total']:g} seconds in all"
+    if (resident > limits["memory"] or look % 10 == 0) and memory(found) > limits["memory"]:
+        return f"more than {limits['memory'] / 1e9:g} GB of memory"
+    with contextlib.suppress(OSError):
+        files = list(os.scandir(settings["channels"])) if settings["channels"] else []
+        sizes = [file.stat(follow_symlinks=False).st_size for file in files]
+        if sum(sizes) > CHANNELS or len(files) > 64:
+            return "files written beside the channels of the kernel"
+    return ""
+
+
+def python(settings: dict, module: str, *arguments: str) -> list[str]:
+    """How a module is run inside.
+
+    Args:
+        settings: as for `bubblewrap`.
+        module: its name.
+        *arguments: what follows on its command line.
+
+    Returns:
+        The command.
+    """
+    code = INSIDE.format(tasks=int(settings["limits"]["tasks"]), module=module)
+    return [sys.executable, "-c", code, *arguments]
+
+
+def contain(settings: dict, program: list[str]) -> tuple[int, str]:
+    """Run a program in the sandbox until it ends or breaks a limit.
+
+    Args:
+        settings: as for `bubblewrap`.
+        program: the command.
+
+    Returns:
+        Its exit code, and a sentence: the limit it broke, or the beginning of what it wrote to
+        stderr.
+    """
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    sandbox = subprocess.Popen(
+        [*bubblewrap(settings, writing), *program],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        close_fds=False,
+        preexec_fn=lambda: first_limits(settings["limits"]),
+    )
+    os.close(writing)
+    said: list[bytes] = []
+    reader = threading.Thread(target=_drain, args=(sandbox.stderr, said), daemon=True)
+    reader.start()
+    with open(reading, "rb") as file:
+        info = file.read()
+    with contextlib.suppress(OSError):  # root may: a thousand processes must not hold up the watch
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    reason, look, started = "", 0, time.monotonic()
+    first = json.loads(info)["child-pid"] if info else 0
+    while first and sandbox.poll() is None and not reason:
+        if reason := excess(first, look, started, settings):
+            os.kill(first, signal.SIGKILL)  # the first process takes all the others with it
+        look += 1
+        time.sleep(EVERY)
+    code = sandbox.wait()
+    reader.join(1)
+    return code, reason or b"".join(said).decode(errors="replace").strip()
+
+
+def _drain(stream, said: list[bytes]) -> None:
+    while text := stream.read1(65536):
+        if sum(map(len, said)) < 4000:
+            said.append(text[:4000])
+
+
+def die_with_parent() -> None:
+    """Be killed as soon as the process that started this one is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    """Run the command line's module with the settings of a file.
+
+    Returns:
+        Its exit code.
+    """
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    die_with_parent()  # no kernel without its grader
+    code, reason = contain(settings, python(settings, *sys.argv[2:]))
+    Path(settings["reason"]).write_text(reason, encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

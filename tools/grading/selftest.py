@@ -1,0 +1,304 @@
+"""`make grade-selftest [JOBS=2]`: right, wrong and hostile submissions through the real grader.
+
+For each assignment: the reference, the released blank, all alternatives together, and the first,
+second, third wrong answer of every task together, with the points that tests/assignments/ says they
+keep. Beside them the hostile set. Nothing but build/selftest/ is written.
+"""
+
+import argparse
+import csv
+import dataclasses
+import html
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from tools import ROOT, command, notebooks, write_file
+from tools.grading import hostile, release, source
+from tools.grading.source import grade_id, nbgrader, role
+
+FIXTURE = ROOT / "tests" / "grading"
+LIMITS = "cell=20,total=300,memory=2.5e9,tasks=120,disk=1e8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A simulated submission: whose, of what, and what must become of it."""
+
+    student: str
+    assignment: str
+    content: bytes
+    statuses: tuple[str, ...]
+    points: float | None
+
+
+def solved(released: NotebookNode, answers: dict[str, str]) -> bytes:
+    """A released notebook with answers in it.
+
+    Args:
+        released: stays as it is.
+        answers: sources of cells by grade_id.
+
+    Returns:
+        The file.
+    """
+    nb = nbformat.from_dict(released)
+    for cell in nb.cells:
+        cell.source = answers.get(grade_id(cell), cell.source)
+    return nbformat.writes(nb).encode()
+
+
+def honest(course: Path, name: str, public: Path) -> list[Case]:
+    """The submissions to one assignment by students who do what they are asked.
+
+    Args:
+        course: where the release is.
+        name: the assignment.
+        public: the folder of the assignments.
+
+    Returns:
+        The reference, the blank, the alternatives and at least three sets of wrong answers.
+    """
+    nb = notebooks.read(public / name / f"{name}.ipynb")
+    released = notebooks.read(course / "release" / name / f"{name}.ipynb")
+    tried = [a for f in (FIXTURE, source.ANSWERS) for a in source.answers(f / f"{name}.toml")]
+    points = {grade_id(c): nbgrader(c).points for c in nb.cells if role(c) in ("visible", "hidden")}
+    right = {grade_id(c): c.source for c in nb.cells if role(c) == "solution"}
+    total = sum(points.values())
+    kinds = {
+        kind: {cell: [a for a in tried if (a.cell, a.kind) == (cell, kind)] for cell in right}
+        for kind in ("alternative", "wrong")
+    }
+    other = right | {cell: found[0].code for cell, found in kinds["alternative"].items() if found}
+    fine = ("graded", "look")  # a look is for what an honest answer may import
+    cases = [
+        Case("reference", name, solved(released, right), fine, total),
+        Case("blank", name, solved(released, {}), fine, 0.0),
+        Case("alternatives", name, solved(released, other), fine, total),
+    ]
+    for k in range(max((len(found) for found in kinds["wrong"].values()), default=0)):
+        chosen = [found[k % len(found)] for found in kinds["wrong"].values() if found]
+        lost = {cell for answer in chosen for cell in answer.loses}
+        content = solved(released, right | {answer.cell: answer.code for answer in chosen})
+        kept = total - sum(points[cell] for cell in lost)
+        cases.append(Case(f"wrong_{k + 1}", name, content, fine, kept))
+    return cases
+
+
+def attacks(course: Path, known: list[str], port: int) -> list[Case]:
+    """The hostile submissions.
+
+    Args:
+        course: where the release is.
+        known: files that they go for.
+        port: where a listener waits.
+
+    Returns:
+        The cases.
+    """
+    name, cases = "99_tiny", []
+    nb = notebooks.read(FIXTURE / name / f"{name}.ipynb")
+    released = notebooks.read(course / "release" / name / f"{name}.ipynb")
+    right = {grade_id(c): c.source for c in nb.cells if role(c) == "solution"}
+    for attack in hostile.hostile_set(known, address(), port):
+        content = attack.change
+        if not isinstance(content, bytes):
+            changed = nbformat.reads(solved(released, right).decode(), 4)
+            attack.change(changed)
+            content = nbformat.v4.writes_json(changed).encode()
+        cases.append(Case(attack.name, name, content, (attack.status,), attack.points))
+    return cases
+
+
+def address() -> str:
+    """An address of this machine other than that of the loop.
+
+    Returns:
+        The address; that of the loop if there is no other.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+
+
+def listen() -> tuple[int, list[str]]:
+    """Wait for somebody to call.
+
+    Returns:
+        The port, and a list to which callers will be added.
+    """
+    server, callers = socket.create_server(("", 0)), []
+
+    def wait() -> None:
+        while True:
+            connection, caller = server.accept()
+            callers.append(str(caller))
+            connection.close()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return server.getsockname()[1], callers
+
+
+def grade(work: Path, cases: list[Case], jobs: str, kill_after: float = 0) -> dict[tuple, dict]:
+    """Hand in and grade.
+
+    Args:
+        work: where; `course` in it keeps what was graded before.
+        cases: the submissions.
+        jobs: how many at a time; "" for the default.
+        kill_after: seconds after which the grader is killed; 0 lets it end.
+
+    Returns:
+        The rows of grades.csv by student and assignment.
+    """
+    for case in cases:
+        path = work / "submissions" / case.student / f"{case.assignment}.ipynb"
+        if not path.exists():
+            write_file(path, case.content)
+    line = [sys.executable, "-m", "tools.grading.grade", "--limits", LIMITS, "--jobs", jobs]
+    line += ["--submissions", str(work / "submissions"), "--course", str(work / "course")]
+    line += ["--sources", str(work / "assignments")]
+    process = subprocess.Popen(line, cwd=ROOT)
+    if kill_after:
+        time.sleep(kill_after)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return {}
+    assert process.wait() == 0, "the grader failed"
+    with (work / "course" / "grades.csv").open(encoding="utf-8") as file:
+        rows = {(row["student"], row["assignment"]): row for row in csv.DictReader(file)}
+    return rows
+
+
+def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
+    """Print what was expected and what came.
+
+    Args:
+        cases: the submissions.
+        rows: of grades.csv.
+
+    Returns:
+        How many are right.
+    """
+    right = 0
+    for case in cases:
+        row = rows[case.student, case.assignment]
+        given = float(row["automatic"]) if row["automatic"] else None
+        good = given == case.points and row["status"] in case.statuses
+        right += good
+        print(
+            f"{'right' if good else 'WRONG':6}{case.assignment:16} {case.student:16} expected "
+            f"{'-' if case.points is None else format(case.points, 'g'):>4} "
+            f"({' or '.join(case.statuses)}), given {row['automatic'] or '-':>4} ({row['status']}), "
+            f"{row['seconds']} s. {row['reason'][:110]}"
+        )
+    return right
+
+
+def told(course: Path, public: Path) -> list[str]:
+    """Lines of hidden tests that stand in some student's feedback.
+
+    Args:
+        course: where the feedback is.
+        public: the folder of the assignments.
+
+    Returns:
+        File and line of each.
+    """
+    from tools.grading.canaries import hidden_lines
+
+    found = []
+    for page in (course / "feedback").rglob("*.html"):
+        nb = notebooks.read(public / page.stem / f"{page.stem}.ipynb")
+        shown = {line for c in nb.cells if role(c) != "hidden" for line in c.source.split("\n")}
+        text = page.read_text(encoding="utf-8")
+        plain = html.unescape(re.sub("<[^>]+>", "", text))
+        secret = set(hidden_lines(nb)) - {line.strip() for line in shown}
+        found += [f"{page}: {line}" for line in secret if line in plain]
+    return found
+
+
+def main() -> int:
+    """Grade, compare, and look for harm.
+
+    Returns:
+        The exit code, 1 unless everything is right.
+    """
+    parser = argparse.ArgumentParser(prog="make grade-selftest", description=__doc__)
+    parser.add_argument("--jobs", default="", help="how many at a time; default: half the cores")
+    jobs = parser.parse_args().jobs
+    work = release.COURSE / "selftest"
+    shutil.rmtree(work, ignore_errors=True)
+    public, course = work / "assignments", work / "course"
+    for path in [*source.find(), *source.find(FIXTURE)]:
+        shutil.copytree(path.parent, public / path.parent.name)
+    digests = release.sources(course, public)
+    release.generate(course, digests)
+    canary = work / "canary.txt"
+    canary.write_text("untouched\n")
+    port, callers = listen()
+    good = [case for name in digests for case in honest(course, name, public)]
+    start = time.perf_counter()
+    before = grade(work, good, jobs)
+    database = course / "gradebook.db"
+    known = [str(canary), str(database), str(Path.home() / ".bashrc"), str(course / "grades.csv")]
+    bad = attacks(course, known, port)
+    after = grade(work, [*good, *bad], jobs)
+    seconds = time.perf_counter() - start
+    right = compare([*good, *bad], after)
+    harm = [f"changed by others: {key}" for key in before if before[key] != after[key]]
+    harm += [f"called by {caller}" for caller in callers]
+    harm += ["the canary file was touched"] if canary.read_text() != "untouched\n" else []
+    harm += told(course, public)
+    print(f"{right} of {len(good + bad)} right, {seconds / len(good + bad):.1f} s per submission.")
+    killed = kill_test(work, good, before, jobs)
+    for line in [*harm, *killed]:
+        print(f"HARM: {line}")
+    if not harm:
+        print("No harm: canary file and other students' rows as before, nobody called, no line of")
+        print(f"a hidden test in {len(list((course / 'feedback').rglob('*.html')))} pages.")
+    return int(right < len(good + bad) or bool(harm) or bool(killed))
+
+
+def kill_test(work: Path, good: list[Case], before: dict, jobs: str) -> list[str]:
+    """Kill a grader in the middle, start it again, and compare.
+
+    Args:
+        work: where the assignments are.
+        good: the honest submissions; those of the small assignment are graded once more.
+        before: the rows that an undisturbed grader wrote.
+        jobs: how many at a time.
+
+    Returns:
+        A sentence for each row that differs.
+    """
+    again = work / "killed"
+    shutil.copytree(work / "assignments", again / "assignments")
+    few = [case for case in good if case.assignment == "99_tiny"]
+    shutil.copytree(work / "course" / "release", again / "course" / "release")
+    release.generate(again / "course", release.sources(again / "course", again / "assignments"))
+    grade(again, few, jobs, kill_after=25)
+    graded = len(list((again / "course" / "grades").glob("*/*.json")))
+    print(f"The grader was killed when {graded} of {len(few)} were graded.", flush=True)
+    rows = grade(again, few, jobs)
+    without = [{k: v for k, v in row.items() if k != "seconds"} for row in rows.values()]
+    wanted = [{k: v for k, v in before[key].items() if k != "seconds"} for key in rows]
+    same = sum(a == b for a, b in zip(without, wanted, strict=True))
+    print(f"Killed and started again: {same} of {len(few)} rows are the same.")
+    return [] if same == len(few) else ["a killed grader gives other results"]
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,230 @@
+"""From what a student handed in to a notebook that can be graded.
+
+The notebook to be graded is the released one with the student's answers put in: locked cells, their
+order, metadata and tags are never the student's. What was found changed is told to a person.
+"""
+
+import ast
+import copy
+import dataclasses
+import re
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from tools import Refusal
+from tools.grading.source import grade_id, nbgrader, role
+
+MAX_BYTES = 20_000_000
+STUDENT = re.compile(r"[\w@-][\w.@-]*")
+EXPECTED = """expected one folder per student, with the notebooks in it under their released names:
+  {folder}/ada/11_attention.ipynb
+or as nbgrader lays them out:
+  {folder}/ada/11_attention/11_attention.ipynb"""
+# What no honest solution needs. Each is told to a person; no points are taken for it.
+NAMES = {
+    *("get_ipython", "In", "_ih", "_i", "_ii", "__builtins__", "__import__", "eval", "exec"),
+    *("compile", "globals", "breakpoint", "input", "open"),
+}
+MODULES = {
+    *("builtins", "ctypes", "gc", "inspect", "IPython", "ipykernel", "os", "sys", "subprocess"),
+    *("socket", "threading", "multiprocessing", "signal", "importlib", "linecache", "traceback"),
+    *("shutil", "pathlib", "urllib", "requests", "unittest", "atexit", "pickle", "zmq", "asyncio"),
+}
+ATTRIBUTES = {
+    *("__class__", "__globals__", "__code__", "__closure__", "__dict__", "__subclasses__"),
+    *(
+        "__traceback__",
+        "tb_frame",
+        "f_back",
+        "f_locals",
+        "f_globals",
+        "gi_frame",
+        "history_manager",
+    ),
+    *("__torch_function__", "_make_subclass", "input_transformers_cleanup", "run_cell"),
+    *("history_manager", "__bases__", "__mro__", "__setattr__", "__getattribute__"),
+}
+COMPARISONS = {"__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__instancecheck__"}
+PATCHED = {"check", "torch", "math", "Tensor", "nn", "F", "np"}
+
+
+@dataclasses.dataclass
+class Submission:
+    """One notebook that a student handed in."""
+
+    student: str
+    assignment: str
+    path: Path
+
+
+def discover(folder: Path, assignments: list[str]) -> tuple[list[Submission], list[str]]:
+    """What lies in the folder of submissions.
+
+    Args:
+        folder: one folder per student.
+        assignments: the names that are known.
+
+    Returns:
+        The submissions in order, and a sentence for each thing that is none.
+
+    Raises:
+        Refusal: there is nothing to grade.
+    """
+    if not folder.is_dir():
+        raise Refusal(f"no folder {folder}: {EXPECTED.format(folder='SUBMISSIONS')}")
+    found: dict[tuple[str, str], Submission] = {}
+    strange = []
+    for student in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if student.is_symlink() or not student.is_dir():
+            strange.append(f"{student.name}: not a student's folder")
+            continue
+        if not STUDENT.fullmatch(student.name):
+            strange.append(f"{student.name}: a name has letters, digits and . _ - @ only")
+            continue
+        for path in sorted(student.rglob("*")):
+            name, place = path.stem, path.relative_to(folder)
+            if path.is_dir() or any(part[0] == "." for part in place.parts):
+                continue
+            known = path.suffix == ".ipynb" and name in assignments and not path.is_symlink()
+            if not known or place.parts[1:-1] not in ((), (name,)):
+                strange.append(f"{place}: not the file of an assignment ({', '.join(assignments)})")
+            elif (student.name, name) in found:
+                strange.append(f"{place}: there are two; the other one is graded")
+            else:
+                found[student.name, name] = Submission(student.name, name, path)
+    if not found:
+        listed = "\n".join(f"  {line}" for line in strange[:10])
+        raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
+    return list(found.values()), strange
+
+
+def parse(path: Path) -> NotebookNode:
+    """Read a student's notebook.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The notebook; of its cells only what `compose` takes can be trusted.
+
+    Raises:
+        Refusal: it is no notebook.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise Refusal(f"the notebook has more than {MAX_BYTES // 10**6} MB")
+    try:
+        data = nbformat.reader.reads(path.read_text(encoding="utf-8-sig"))
+        nb = nbformat.convert(data, 4)
+        for cell in nb.cells:
+            source = cell.source if isinstance(cell.source, str) else "".join(cell.source)
+            cell.update(source=source, metadata=NotebookNode(cell.get("metadata", {})))
+            nbgrader(cell).get("grade_id")
+            if cell.cell_type not in ("code", "markdown", "raw"):
+                raise ValueError(f"a cell of type {cell.cell_type}")
+    except (Exception, RecursionError) as error:  # whatever a broken file leads to
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise Refusal(f"not a readable notebook: {reason}") from None
+    return nb
+
+
+def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode, list[str]]:
+    """Put a student's answers into the released notebook.
+
+    Args:
+        released: as `make assignments` made it.
+        theirs: what was handed in.
+
+    Returns:
+        The notebook to grade, and a sentence for each thing that a person should know.
+    """
+    own = {grade_id(cell): cell for cell in released.cells if nbgrader(cell)}
+    texts = {cell.source.strip() for cell in released.cells if not nbgrader(cell)}
+    places = {cell.id: cell.id for cell in released.cells}
+    answers: dict[str, str] = {}
+    extras: dict[str, list[NotebookNode]] = {"": []}
+    notes, last = [], ""
+    for cell in theirs.cells:
+        name = grade_id(cell)
+        if isinstance(name, str) and name in own:
+            if name in answers:
+                notes.append(f"two cells are called {name}: the last one counts")
+            answers[name], last = cell.source, own[name].id
+        elif cell.cell_type == "code" or cell.source.strip() not in texts:
+            if cell.source.strip():
+                extras.setdefault(last, []).append(_extra(cell))
+        elif cell.get("id") in places:
+            last = cell.id
+    cells = extras[""]
+    for cell in copy.deepcopy(released.cells):
+        name = grade_id(cell)
+        if name and name not in answers:
+            notes.append(f"the cell {name} was missing and was put back")
+        elif name and nbgrader(cell).locked and answers[name].strip() != cell.source.strip():
+            notes.append(f"the locked cell {name} was edited and was restored")
+        elif name and not nbgrader(cell).locked:
+            cell.source = answers[name]
+        cells += [cell, *extras.get(cell.id, [])]
+    nb = copy.deepcopy(released)
+    nb.cells = cells
+    for index, cell in enumerate(cell for cell in cells if not nbgrader(cell)):
+        cell.id = f"text-{index}"  # theirs may be anybody's
+    return nb, notes
+
+
+def _extra(cell: NotebookNode) -> NotebookNode:
+    make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
+    return make(cell.source)
+
+
+def suspicious(nb: NotebookNode) -> list[str]:
+    """What in a student's cells no honest solution needs.
+
+    Args:
+        nb: a notebook from `compose`.
+
+    Returns:
+        A sentence for each.
+    """
+    notes = []
+    for cell in nb.cells:
+        if cell.cell_type != "code" or role(cell) not in ("solution", "free"):
+            continue
+        name = grade_id(cell) or "a cell of the student's own"
+        try:
+            tree = ast.parse(cell.source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            if re.search(r"^\s*[%!]|get_ipython", cell.source, re.M):
+                notes.append(f"{name}: a magic or a shell command")
+            continue
+        found = {word for node in ast.walk(tree) for word in _words(node)}
+        notes += [f"{name}: uses {word}" for word in sorted(found)]
+    return notes
+
+
+def _words(node: ast.AST) -> list[str]:
+    """The suspicious words of one node of the syntax tree."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        first = getattr(node, "module", None)
+        names = [first] if first else [alias.name for alias in node.names]
+        return [f"import {n}" for n in names if n.split(".")[0] in MODULES]
+    if isinstance(node, ast.Name):
+        stored = isinstance(node.ctx, ast.Store | ast.Del) and node.id in PATCHED - {"F", "nn"}
+        return [f"{node.id} = …" if stored else node.id] if stored or node.id in NAMES else []
+    if isinstance(node, ast.Attribute):
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        patched = isinstance(root, ast.Name) and root.id in PATCHED
+        if isinstance(node.ctx, ast.Store | ast.Del) and patched:
+            return [f"{ast.unparse(node)} = …"]
+        return [f".{node.attr}"] if node.attr in ATTRIBUTES else []
+    if isinstance(node, ast.FunctionDef) and node.name in COMPARISONS:
+        return [f"def {node.name}"]
+    if isinstance(node, ast.ClassDef):
+        bases = [ast.unparse(base).split(".")[-1] for base in node.bases]
+        return [f"class …({base})" for base in bases if base in ("Tensor", "Parameter", "float")]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+        return ["setattr"]
+    return []
