@@ -36,7 +36,10 @@ html_static_path = ["static"]
 # Without it Sphinx takes MathJax from its own default address.
 if npm.MATHJAX.home(ROOT).is_dir():
     html_static_path.append(str(npm.MATHJAX.home(ROOT)))
-    mathjax_path = "mathjax/tex-mml-chtml.js"
+    mathjax_path = "mathjax/startup.js"
+    # Not its menu: as heavy as half of the rest, and it makes a stop for Tab of every equation.
+    components = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
+    mathjax3_config = {"loader": {"load": components}}
 
 html_theme = "sphinx_book_theme"
 html_css_files = ["book.css"]

@@ -25,6 +25,8 @@ from tools import KERNEL_ENVIRONMENT, Refusal, write_file
 
 TIERS = ("minute", "coffee", "gpu")
 BAR = re.compile(r"\d+%\|.*\||\d+\S* \[\d\d:\d\d")
+# A Markdown cell with this beginning, right after a code cell, is the caption of its figure.
+CAPTION = re.compile(r"\*\*Figure(?: \d+\.\d+)?\.\*\* ")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -212,9 +214,11 @@ def normalise(nb: NotebookNode, seconds: float) -> NotebookNode:
         seconds: how long that took.
 
     Returns:
-        A new notebook: metadata reduced, ids numbered, progress bars dropped, streams merged.
+        A new notebook: metadata reduced, ids and figures numbered, progress bars dropped,
+        streams merged.
     """
-    cells = []
+    title = re.match(r"# (\d+)\.", nb.cells[0].source) if nb.cells else None
+    cells, captions = [], 0
     for index, cell in enumerate(nb.cells):
         clean = NotebookNode(
             id=f"cell-{index:03d}",
@@ -224,6 +228,9 @@ def normalise(nb: NotebookNode, seconds: float) -> NotebookNode:
         )
         if cell.cell_type == "code":
             clean.update(execution_count=cell.execution_count, outputs=_outputs(cell))
+        elif title and CAPTION.match(cell.source):
+            captions += 1
+            clean.source = CAPTION.sub(f"**Figure {title[1]}.{captions}.** ", cell.source, count=1)
         cells.append(clean)
     metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -11,7 +11,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from tools.manifest import Chapter
-from tools.notebooks import cell_name, code_hash, has_tag
+from tools.notebooks import CAPTION, cell_name, code_hash, has_tag
 
 MAX_IMAGE = 150_000  # bytes
 MAX_NOTEBOOK = 1_500_000
@@ -43,7 +43,14 @@ def chapter_faults(nb: NotebookNode, chapter: Chapter) -> list[str]:
     Returns:
         One sentence per fault; none for a good chapter.
     """
-    return [*cells(nb), *fresh(nb, chapter), *sections(nb, chapter), *boxed(nb), *proofs(nb)]
+    return [
+        *cells(nb),
+        *fresh(nb, chapter),
+        *sections(nb, chapter),
+        *boxed(nb),
+        *proofs(nb),
+        *captions(nb),
+    ]
 
 
 def cells(nb: NotebookNode) -> Iterator[str]:
@@ -195,3 +202,29 @@ def proofs(nb: NotebookNode) -> Iterator[str]:
             )
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             yield f"{name}: tagged nbval-check-output, but draws a figure, which is never compared"
+
+
+def captions(nb: NotebookNode) -> Iterator[str]:
+    """Every code cell with a figure is followed by a Markdown cell that is its caption.
+
+    Args:
+        nb: the notebook; `normalise` has numbered its figures.
+
+    Yields:
+        str: one sentence per fault.
+    """
+    for index, cell in enumerate(nb.cells):
+        name = cell_name(nb, index)
+        after = nb.cells[index + 1] if index + 1 < len(nb.cells) else None
+        if _draws(cell) and not (after and CAPTION.match(after.source)):
+            yield f"{name}: a figure, but the next cell is no caption '**Figure.** What one sees.'"
+        if cell.cell_type == "markdown" and (head := CAPTION.match(cell.source)):
+            words = cell.source[head.end() :]
+            if not index or not _draws(nb.cells[index - 1]):
+                yield f"{name}: a caption, but the cell before draws no figure"
+            if "\n" in words.strip() or len(words.split()) < 5 or not words.endswith("."):
+                yield f"{name}: expected a caption of one paragraph in whole sentences"
+
+
+def _draws(cell: NotebookNode) -> bool:
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))

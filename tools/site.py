@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tools import ROOT, Refusal, command, manifest, notebooks, rules
-from tools.book import api, front, npm, speed, teach
+from tools.book import api, assignments, front, lighter, npm, speed, teach
 from tools.book.parts import PARTS, chapters_of
 
 
@@ -57,7 +57,8 @@ def gather(book: manifest.Book, root: Path, src: Path) -> int:
         The number of pages.
 
     Raises:
-        Refusal: a chapter has an output that no reader should see, such as an error.
+        Refusal: a chapter has an output that no reader should see, such as an error, or an
+            assignment lacks its table.
     """
     shutil.rmtree(src, ignore_errors=True)
     src.mkdir(parents=True)
@@ -70,10 +71,11 @@ def gather(book: manifest.Book, root: Path, src: Path) -> int:
     for page in root.glob("site/*.md"):
         shutil.copy(page, src)
     library = api.pages(root, book.repository)
+    works = assignments.read(book, root)
     pages = {
         "index": front.page(book, (src / "index.md").read_text(encoding="utf-8")),
         "speed": speed.page(root),
-        "teach": teach.page(book),
+        "teach": teach.page(book, works, (src / "teach.md").read_text(encoding="utf-8")),
         **library,
         "_toc.json": json.dumps(table_of_contents(book, list(library))),
     }
@@ -101,6 +103,7 @@ def build(root: Path = ROOT) -> int:
     run = subprocess.run([*sphinx, "-c", root / "site", "-d", doctrees, src, html], check=False)
     if run.returncode:
         raise Refusal("No book: mend what is named above (x.ipynb:60002 is line 2 of cell 6).")
+    lighter.lighten(html)
     return pages
 
 

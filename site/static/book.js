@@ -25,3 +25,18 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   }
 });
+
+// An equation that is wider than its line scrolls: by arrow keys, too, once Tab can reach it.
+function reachWideEquations() {
+  for (const equation of document.querySelectorAll("mjx-container[display=true]")) {
+    if (equation.scrollWidth > equation.clientWidth) {
+      equation.tabIndex = 0;
+    } else {
+      equation.removeAttribute("tabindex");
+    }
+  }
+}
+window.addEventListener("load", () => {
+  window.MathJax?.startup?.promise?.then(reachWideEquations);
+  window.addEventListener("resize", reachWideEquations);
+});

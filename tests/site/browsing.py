@@ -123,8 +123,9 @@ def equation_faults(page: Page) -> list[str]:
 def accessibility_faults(page: Page, only_contrast: bool) -> list[str]:
     """Ask axe-core, which must have been added to the page.
 
-    Equations are left to MathJax; of the words in code, one of each colour is looked at. The rest
-    is taken out of the page, or a chapter would take minutes.
+    Of the words in code, one of each colour is looked at; of equations all that stand alone, and
+    of those within a line one for each kind of place. The rest becomes text, or a chapter would
+    take minutes.
 
     Args:
         page: the tab.
@@ -141,7 +142,11 @@ def accessibility_faults(page: Page, only_contrast: bool) -> list[str]:
                 if (seen.has(word.className)) word.replaceWith(word.textContent);
                 seen.add(word.className);
             }
-            document.querySelectorAll("mjx-container").forEach(math => math.replaceWith("x"));
+            for (const math of document.querySelectorAll("mjx-container:not([display=true])")) {
+                const place = math.closest("p, li, td, th, h2, h3, figcaption")?.tagName;
+                if (seen.has(place)) math.replaceWith("x");
+                seen.add(place);
+            }
             document.body.normalize();
             const found = await axe.run(document, {resultTypes: ["violations"], ...options});
             return found.violations.flatMap(rule => rule.nodes.slice(0, 5).map(node =>

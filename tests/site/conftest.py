@@ -70,12 +70,13 @@ def fresh_course(tmp_path) -> Path:
 def copy_of_the_course(root: Path) -> Path:
     """Copy what the book is made of, and add the sample chapter."""
     ignored = shutil.ignore_patterns("__pycache__", "weights", ".ipynb_checkpoints")
-    for folder in ("aigc_lib", "bench", "tools", "site", "chapters"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    for folder in ("aigc_lib", "bench", "tools", "site", "chapters", "assignments"):
+        if (ROOT / folder).is_dir():
+            shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     for file, more in (("book.toml", sample.MANIFEST), ("references.bib", sample.REFERENCE)):
         text = (ROOT / file).read_text(encoding="utf-8")
         (root / file).write_text(text + more, encoding="utf-8")
-    sample.put(root / "chapters")
+    sample.put(root)
     home = npm.fetch(npm.MATHJAX, ROOT)
     if home is not None:
         shutil.copytree(home, root / "build" / home.name)

@@ -8,7 +8,7 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 NAME = "99_sample"
-EQUATIONS = Equations(display=7, inline=16)
+EQUATIONS = Equations(display=7, inline=17)
 
 MANIFEST = f"""
 [[chapter]]
@@ -18,6 +18,7 @@ title_zh = "样例"
 needs = []
 seconds = 1
 minutes = 1
+assignment = "{NAME}"
 """
 REFERENCE = "\n@misc{sample2000, author = {A. Author}, title = {Title}, year = {2000}}\n"
 
@@ -32,6 +33,10 @@ Prices such as \$5 and `code $x$` hold no equation, $H(p) \ge 0$ is one.
 :::
 """,
     r"""
+## Goals
+
+See.
+
 ## Derivation
 
 $$
@@ -149,6 +154,7 @@ $$ (eq-sample-solution)
 - A. Author, "Title", 2000: section 6. {cite}`sample2000`
 """,
 ]
+CAPTION = "**Figure 99.1.** A single pixel, which is blue, for $c$."
 # A blue pixel.
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -165,12 +171,29 @@ plt.plot([1, 2])
 print("$not an equation$")"""
 
 
-def put(chapters: Path) -> None:
-    """Write the sample chapter and its picture.
+ASSIGNMENT = """# Assignment 99. What a pixel knows
+
+One finds out little.
+
+| task | points | minutes |
+|:--|--:|--:|
+| 1. Look | 60 | 45 |
+| 2. Look again | 40 | 60 |
+
+Restart and run all takes 2 s.
+"""
+
+
+def put(root: Path) -> None:
+    """Write the sample chapter, its picture and its assignment.
 
     Args:
-        chapters: the folder to write into.
+        root: of a course.
     """
+    chapters, work = root / "chapters", root / "assignments" / NAME
+    for folder in (chapters / "results", work):
+        folder.mkdir(parents=True, exist_ok=True)
+    write(new_notebook(cells=[new_markdown_cell(ASSIGNMENT)]), work / f"{NAME}.ipynb")
     solution = new_code_cell(CODE, execution_count=1)
     solution.outputs = [
         new_output("stream", text="$not an equation$\n"),
@@ -181,11 +204,10 @@ def put(chapters: Path) -> None:
         "jupyter": {"source_hidden": True, "outputs_hidden": True},
     }
     cells = [new_markdown_cell(text.strip("\n")) for text in MARKDOWN]
-    cells.insert(-1, solution)
+    cells[-1:-1] = [solution, new_markdown_cell(CAPTION)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number:03}"
     write(new_notebook(cells=cells, metadata=metadata), chapters / f"{NAME}.ipynb")
-    (chapters / "results").mkdir(exist_ok=True)
     (chapters / "results/sample.png").write_bytes(base64.b64decode(PNG))

@@ -44,4 +44,4 @@ def test_a_dollar_without_a_partner_is_refused():
 
 def test_only_markdown_cells_are_counted(tmp_path):
     sample.put(tmp_path)
-    assert in_notebook(tmp_path / f"{sample.NAME}.ipynb") == sample.EQUATIONS
+    assert in_notebook(tmp_path / f"chapters/{sample.NAME}.ipynb") == sample.EQUATIONS

@@ -7,13 +7,14 @@ import pytest
 from tools.book import npm
 
 MATHJAX = npm.MATHJAX
+FILES = ("startup.js", "output/chtml/fonts/tex.css", "input/tex/extensions/ams.js")
 
 
 @pytest.fixture
 def packer(tmp_path, monkeypatch):
     """A program that packs a MathJax of its own; what it was asked is in `asked`."""
     package = tmp_path / "package/es5"
-    for file in ("tex-mml-chtml.js", "output/chtml/fonts/tex.css", "input/tex/extensions/ams.js"):
+    for file in FILES:
         (package / file).parent.mkdir(parents=True, exist_ok=True)
         (package / file).write_text(file)
     (package / "unneeded.js").write_text("")
@@ -29,13 +30,9 @@ def packer(tmp_path, monkeypatch):
 
 def test_a_package_is_fetched_once(packer, tmp_path):
     home = npm.fetch(MATHJAX, tmp_path)
-    assert npm.fetch(MATHJAX, tmp_path) == home == tmp_path / "build/mathjax-3.2.2"
+    assert npm.fetch(MATHJAX, tmp_path) == home == MATHJAX.home(tmp_path)
     files = {str(file.relative_to(home)) for file in home.rglob("*") if file.is_file()}
-    assert files == {
-        "mathjax/tex-mml-chtml.js",
-        "mathjax/output/chtml/fonts/tex.css",
-        "mathjax/input/tex/extensions/ams.js",
-    }
+    assert files == {f"mathjax/{file}" for file in FILES}
     assert (tmp_path / "asked").read_text().count("pack mathjax@3.2.2") == 1
     assert list((tmp_path / "build").iterdir()) == [home]
 
@@ -59,3 +56,9 @@ def test_without_npm_there_is_no_folder(packer, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert npm.fetch(MATHJAX, tmp_path) is None
     assert list((tmp_path / "build").iterdir()) == []
+
+
+def test_what_is_kept_changes_where_it_is_kept(tmp_path):
+    less = MATHJAX._replace(keep=MATHJAX.keep[1:])
+    assert less.home(tmp_path) != MATHJAX.home(tmp_path)
+    assert MATHJAX.home(tmp_path).name.startswith("mathjax-3.2.2-")

@@ -6,11 +6,14 @@ from xml.etree import ElementTree
 
 import nbformat
 import pytest
+import sample
 from docutils import nodes
 from docutils.core import publish_doctree
+from pybtex.database import Entry, Person, parse_file
 
 from tools import ROOT, Refusal, manifest
-from tools.book import api, course_map, front, glossary, speed, sphinx_book, teach
+from tools.book import api, course_map, figures, front, glossary, sources, speed, teach
+from tools.book.assignments import Assignment, read
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.book.search import EnglishAndChinese
 
@@ -157,17 +160,47 @@ def test_a_short_term_takes_from_every_part_and_never_without_needs():
 
 
 def test_the_teaching_page_names_weeks_times_and_assignments():
-    with_work = book_of(chapter("00_a", assignment="00_work"))
-    text = teach.page(with_work)
+    template = (ROOT / "site/teach.md").read_text(encoding="utf-8")
+    works = {"00_a": Assignment("Look", 5, 100, 120)}
+    text = teach.page(book_of(chapter("00_a", assignment="00_a")), works, template)
     for length in teach.LENGTHS:
         assert f"## {length} weeks" in text
-    assert "[00 Title 00](00_a.ipynb): lab, assignment 00_work | 30 |" in text
-    assert "| what is still open | 0 |" in text
+    assert "[00 Title 00](00_a.ipynb): lab | 30 | — |" in text
+    assert text.count("[00 Title 00](00_a.ipynb): exercises | 30 | 120 |") == len(teach.LENGTHS)
+    assert "| what is still open | 0 | — |" in text
+    assert "| [00 Title 00](00_a.ipynb) | Look | 5 | 100 | 120 |" in text
     assert "| [00 Title 00](00_a.ipynb) | Orientation | — | 90 | 9 |" in text
+    assert "<!--" not in text
     long = book_of(*(chapter(f"1{n}_x") for n in range(10)), chapter("20_y"), chapter("30_z"))
-    assert "left out" not in teach.page(long)
+    assert "left out" not in teach.page(long, {}, template)
+    assert "There are none yet." in teach.page(long, {}, template)
     longer = book_of(*long.chapters, chapter("40_z"))
-    assert "12 chapters from all parts; 1 are left out." in teach.page(longer)
+    assert "12 chapters from all parts; 1 are left out." in teach.page(longer, {}, template)
+    with pytest.raises(Refusal, match=r"site/teach.md: <!-- weeks -->: known are stages"):
+        teach.page(long, {}, "<!-- weeks -->")
+
+
+def test_an_assignment_is_read_from_its_first_cell(tmp_path):
+    sample.put(tmp_path)
+    book = book_of(chapter("00_a"), chapter(sample.NAME, assignment=sample.NAME))
+    assert read(book, tmp_path) == {sample.NAME: Assignment("What a pixel knows", 2, 100, 105)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# Assignment 99.", "# Assignment 98.", "expected a line '# Assignment 99. Title'"),
+        ("| 60 |", "| 50 |", "of 100 points"),
+        ("| 45 |", "| some |", "of 100 points"),
+    ],
+)
+def test_an_assignment_that_says_something_else_is_refused(tmp_path, old, new, message):
+    sample.put(tmp_path)
+    path = tmp_path / f"assignments/{sample.NAME}/{sample.NAME}.ipynb"
+    path.write_text(path.read_text().replace(old, new))
+    book = book_of(chapter(sample.NAME, assignment=sample.NAME))
+    with pytest.raises(Refusal, match=rf"99_sample.ipynb: the first cell: .*{message}"):
+        read(book, tmp_path)
 
 
 # Speed
@@ -397,13 +430,65 @@ def test_the_equation_of_every_function_is_known():
     assert len(anchors) == len(set(anchors))
 
 
+# Sources
+
+
+def source(year, *authors):
+    return Entry("misc", {"year": year}, {"author": [Person(name) for name in authors]})
+
+
+KNOWN = {
+    "two": source("2014", "Kingma, Diederik P.", "Welling, Max"),
+    "four": source("2014", "Kingma, D.", "Rezende, D.", "Mohamed, S.", "Welling, M."),
+    "one": source("2018", "Post, Matt"),
+    "others": source("2021", "Elhage, Nelson", "others"),
+    "accent": source("2010", "Ross, St{é}phane", "Bagn{è}ll, J."),
+    "twin": source("2010", "Ross, S.", "Bagnell, D."),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Kingma and Welling 2014, equation 3.", [("two", "equation 3")]),
+        ("Kingma et al. 2014, equations 2 and 6; start: x.", [("four", "equations 2 and 6")]),
+        (
+            "β: Kingma and Welling 2014, section 2 (Post 2018).",
+            [("two", "section 2"), ("one", "")],
+        ),
+        ("Post 2018, figure 1, of Elhage et al. 2021.", [("one", "figure 1"), ("others", "")]),
+        ('Post 2018, section 3: "G(z; θ), where".', [("one", "section 3")]),
+        ("Post 2018, section 3 (which; there).", [("one", "section 3")]),
+        ("Post 2018, `g(x)` of equation 7 (twice).", [("one", "`g(x)` of equation 7 (twice)")]),
+        ("Post 2019; Kingma 2014; Welling and Kingma 2014; Elhage 2021.", []),
+        ("Ross, Bagnell 2010, theorem 2.", []),  # two sources fit
+        ("as for `load`.", []),
+    ],
+)
+def test_a_source_is_found_by_its_authors_and_year(text, found):
+    assert list(sources.cited(text, KNOWN)) == found
+
+
+def test_accents_and_braces_make_no_other_author():
+    assert sources.surnames(KNOWN["accent"]) == ["ross", "bagnell"]
+
+
+def test_functions_are_listed_under_their_sources():
+    known = parse_file(ROOT / "references.bib").entries
+    found = sources.by_source(api.entries(ROOT), known)
+    used = {(entry.name, place) for entry, place in found["kingma2014"]}
+    assert ("elbo", "equation 3") in used
+    assert ("gaussian_kl", "appendix B, for m = 0 and s = 1") in used
+    assert {entry.name for entry, _ in found["kingma2014b"]} == {"VAE"}
+
+
 # Figures, glossary, search
 
 
 def test_a_figure_is_told_in_words():
     code = 'fig, axes = plotting.panels(["true", f"model {n}"])\naxes[0].set_xlabel("x")\nf("no")'
-    assert sphinx_book.figure_text(code) == "Figure: true; model …"
-    assert sphinx_book.figure_text("%magic") == "Figure drawn by the code above"
+    assert figures.figure_text(code) == "Figure: true; model …"
+    assert figures.figure_text("%magic") == "Figure drawn by the code above"
 
 
 def entry(heading, meaning):

@@ -12,9 +12,12 @@ import nbformat
 import pytest
 import sample
 import yaml
+from PIL import Image
+from pygments.styles import get_style_by_name
+from pygments.token import Token
 
-from tools import ROOT, Refusal, manifest, site
-from tools.book import npm
+from tools import ROOT, Refusal, bootstrap, manifest, site
+from tools.book import lighter, npm
 
 NOTEBOOK = f"chapters/{sample.NAME}.ipynb"
 
@@ -47,7 +50,7 @@ def test_the_book_is_built_and_its_place_is_told(course, said):
     assert last.startswith(f"{pages} pages in ")
     assert last.endswith(f": {index}")
     assert index.is_file()
-    assert (index.parent / "_images/sample.png").is_file()
+    assert (index.parent / "_images/sample.webp").is_file()
 
 
 def test_numbers_begin_anew_in_each_chapter(course):
@@ -79,6 +82,9 @@ def test_every_warning_fails_the_build_and_names_the_place(fresh_course):
     faults = {
         "{eq}`eq-nowhere`": "equation not found: eq-nowhere",
         "{eq}`eq-gibbs`": "eq-gibbs stands on another page: link to it with [words](00_start_here.",
+        "{prf:ref}`thm-gibbs`": "thm-gibbs stands on another page: link to it with [words](00_",
+        "{ref}`the code <ex-code>`": "ex-code stands on another page: link to it with [words](00_",
+        "{ref}`ex-underflow`": "ex-underflow stands on another page: link to it with [words](00_",
         ":::{nonsense}\n:::": "Unknown directive type: 'nonsense'",
         "[gone](98_gone.ipynb)": "98_gone.ipynb",
         "[gone](00_start_here.ipynb#eq-nowhere)": "local id not found in doc '00_start_here'",
@@ -172,16 +178,118 @@ def test_launch_buttons_appear_only_for_a_public_repository(monkeypatch, reposit
 def test_mathjax_is_the_course_s_own(course):
     if npm.MATHJAX.home(ROOT).is_dir():
         html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
-        assert 'src="_static/mathjax/tex-mml-chtml.js' in html
+        assert 'src="_static/mathjax/startup.js' in html
+
+
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8"))
+STEPS = WORKFLOW["jobs"]["book"]["steps"]
 
 
 def test_the_workflow_publishes_what_make_book_writes():
-    text = (ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8")
-    steps = yaml.safe_load(text)["jobs"]["book"]["steps"]
-    assert any(step.get("run") == "make book" for step in steps)
-    assert [step["with"]["path"] for step in steps if "path" in step.get("with", {})] == [
-        "_build/html"
+    runs = [step["run"] for step in STEPS if "run" in step]
+    assert runs == ["make book", "test -d _build/html/_static/mathjax"]
+    places = [step.get("with", {}).get("path") for step in STEPS]
+    assert [place for place in places if place] == ["_build/html"]
+    kinds = [step.get("uses", step.get("run")).partition("@v")[0] for step in STEPS]
+    assert kinds == [
+        *("actions/checkout", "actions/setup-python", "actions/setup-node", *runs),
+        *("actions/configure-pages", "actions/upload-pages-artifact", "actions/deploy-pages"),
     ]
+
+
+def test_the_workflow_may_publish_and_nothing_else():
+    assert WORKFLOW["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert WORKFLOW[True] == {"push": {"branches": ["main"]}, "workflow_dispatch": None}  # "on"
+    job = WORKFLOW["jobs"]["book"]
+    assert job["environment"]["name"] == "github-pages"
+    assert job["environment"]["url"] == "${{ steps.deploy.outputs.page_url }}"
+    assert STEPS[-1]["id"] == "deploy"
+    python = next(step["with"]["python-version"] for step in STEPS if "python" in str(step))
+    assert tuple(map(int, python.split("."))) >= bootstrap.OLDEST
+
+
+def test_a_figure_has_its_caption(course):
+    html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
+    figure = re.search(r'<figure [^>]*id="figure-99-1">.*?</figure>', html, re.S)[0]
+    assert re.search(r'<img alt="Figure[^>]* src="_images/\w+.(webp|png)"', figure)
+    assert "<strong>Figure 99.1.</strong> A single pixel, which is blue, for <span" in figure
+    assert html.count("A single pixel") == 1
+    for chapter in manifest.load().chapters:
+        html = (course / f"_build/html/{chapter.file}.html").read_text(encoding="utf-8")
+        notebook = nbformat.read(chapter.notebook(), as_version=4)
+        captions = [c.source for c in notebook.cells if c.source.startswith("**Figure ")]
+        assert html.count("<figcaption>") == len(captions) > 0
+
+
+def test_the_bibliography_says_where_a_source_is_used(course):
+    html = (course / "_build/html/bibliography.html").read_text(encoding="utf-8")
+    entry = html[html.index("Auto-encoding variational") :].partition('class="citation"')[0]
+    assert 'href="20_elbo.html#sources"' in entry
+    assert "Equation 3: " in entry
+    assert 'href="api-objectives.html#objectives-elbo-elbo"' in entry
+    assert re.search(r'href="20_elbo.html#equation-eq-three-forms">.*chapter 20, equation', entry)
+
+
+def test_a_chapter_names_its_assignment(course):
+    html = (course / f"_build/html/{sample.NAME}.html").read_text(encoding="utf-8")
+    note = re.search('<p class="assignment">.*?</p>', html, re.S)[0]
+    assert 'href="teach.html#assignments"' in note
+    assert "What a pixel knows" in note
+    assert "100 points, 105 minutes." in note
+    teach = (course / "_build/html/teach.html").read_text(encoding="utf-8")
+    assert "What a pixel knows" in teach
+    assert not list((course / "_build/html").rglob("assignments*"))  # solutions stay out
+
+
+# Weight
+
+
+@pytest.fixture
+def heavy(tmp_path):
+    """A book of one page, with a picture, code and a style sheet."""
+    for folder in ("_images", "_static/styles"):
+        (tmp_path / folder).mkdir(parents=True)
+    noise = Image.effect_noise((90, 60), 50).convert("RGBA")
+    noise.putalpha(Image.linear_gradient("L").resize((90, 60)))
+    noise.save(tmp_path / "_images/a.png")
+    (tmp_path / "_static/styles/theme.css").write_text(
+        '@charset "U";/* .gone{} */:root{--x:1}.used,.gone{a:b}.gone:is(.used,.x:not(.y)){c:d}'
+        ".used:not(.gone,.x)>p,.bs-a-b{e:f}@media (x){.gone{g:h}.dynamic{i:j}}"
+    )
+    (tmp_path / "_static/a.js").write_text('add("dynamic")')
+    (tmp_path / "page.html").write_text(
+        '<p class="used"><img src="_images/a.png"/><span class="n">x</span>'
+        '<span class="p">&lt;</span><span class="k">if</span>'
+    )
+    return tmp_path
+
+
+def test_a_lighter_picture_has_the_same_pixels(heavy):
+    before = Image.open(heavy / "_images/a.png").convert("RGBA").tobytes()
+    lighter.lighten(heavy)
+    assert [path.name for path in (heavy / "_images").iterdir()] == ["a.webp"]
+    assert Image.open(heavy / "_images/a.webp").convert("RGBA").tobytes() == before
+    assert '<img src="_images/a.webp"/>' in (heavy / "page.html").read_text()
+
+
+def test_lighter_code_keeps_every_colour(heavy):
+    lighter.lighten(heavy)
+    assert '/>x&lt;<span class="k">if</span>' in (heavy / "page.html").read_text()
+
+
+def test_names_and_punctuation_have_the_colour_of_the_code_around():
+    for scheme in ("a11y-high-contrast-light", "a11y-high-contrast-dark"):
+        style = dict(get_style_by_name(scheme))
+        around = style[Token.Text]["color"]
+        assert {style[kind]["color"] for kind in (Token.Name, Token.Punctuation)} == {around}
+
+
+def test_a_lighter_style_sheet_keeps_what_can_match(heavy):
+    lighter.lighten(heavy)
+    assert (heavy / "_static/styles/theme.css").read_text() == (
+        '@charset "U";:root{--x:1}.used{a:b}.used:not(.gone,.x)>p,.bs-a-b{e:f}'
+        "@media (x){.dynamic{i:j}}"
+    )
 
 
 class edited:

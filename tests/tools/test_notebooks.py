@@ -53,6 +53,19 @@ def test_normalise_keeps_what_is_committed_and_drops_the_rest(good):
     }
 
 
+def test_normalise_numbers_the_figures(good):
+    for place, text in ((4, "**Figure 7.9.** Two.\n\n**Figure.** x"), (2, "**Figure.** One.")):
+        good.cells.insert(place, v4.new_markdown_cell(text))
+    good.cells.append(v4.new_markdown_cell("**Figures** and **Figure.** within."))
+    clean = notebooks.normalise(good, 1)
+    captions = [cell.source for cell in clean.cells if "**Figure" in cell.source]
+    assert captions == [
+        "**Figure 0.1.** One.",
+        "**Figure 0.2.** Two.\n\n**Figure.** x",
+        "**Figures** and **Figure.** within.",
+    ]
+
+
 def test_normalise_keeps_what_must_be_refused(good):
     good.cells[11].outputs = [bar("Warning: 50% of it\n"), bar("10%|█ | 1/10 [00:00<00:01]")]
     good.cells[7].outputs = [bar("10%|█ | 1/10 [00:00<00:01]")]  # a proof cell may show no bar

@@ -43,8 +43,26 @@ def image(size):
     return {"image/png": base64.b64encode(bytes(size)).decode(), "text/plain": "<Figure>"}
 
 
+def caption(text, before=14):
+    """A figure in the cell before, and a Markdown cell behind it."""
+
+    def change(nb):
+        output(before - 1, "display_data", image(9))(nb)
+        nb.cells.insert(before, v4.new_markdown_cell(text))
+
+    return change
+
+
 def test_a_good_chapter_has_no_fault(faults):
     assert faults(lambda nb: None) == []
+
+
+def test_an_image_that_is_too_large_is_a_fault(faults):
+    def change(nb):
+        caption("**Figure.** One sees nothing in it.")(nb)
+        output(13, "display_data", image(150_001))(nb)
+
+    assert ["an image of 150 kB" in fault for fault in faults(change)] == [True]
 
 
 def test_changed_code_is_stale(faults):
@@ -64,7 +82,18 @@ def test_more_seconds_than_the_manifest_allows_are_a_fault(good):
         (replace(4, "\n", "\n" * 40), "cell 5 (import matplotlib.pyplot as plt): 41 lines, at"),
         (replace(4, "import matplotlib.pyplot as plt\nfrom tqdm import tqdm", " "), "empty code"),
         (lambda nb: nb.cells[13].metadata.update(tags=["hide-celll"]), "unknown tag 'hide-celll'"),
-        (output(13, "display_data", image(150_001)), "an image of 150 kB"),
+        (caption("**Figure.** One sees nothing in it.", 14), ""),
+        (output(13, "display_data", image(9)), "a figure, but the next cell is no caption"),
+        (caption("Figure 0.1. One sees nothing in it."), "a figure, but the next cell is no"),
+        (caption("**Figure.** Nothing."), "expected a caption of one paragraph in whole sentences"),
+        (caption("**Figure.** One sees nothing in it"), "expected a caption of one paragraph"),
+        (caption("**Figure.** One sees nothing.\n\nIn it."), "expected a caption of one paragraph"),
+        (
+            lambda nb: nb.cells.insert(
+                9, v4.new_markdown_cell("**Figure.** It is not there at all.")
+            ),
+            "cell 10 (**Figure 0.1.** It is not there at all.): a caption, but the cell before",
+        ),
         (output(13, "display_data", {"text/html": "x"}), "an output of type text/html"),
         (output(13, "stream", name="stderr", text="careful"), "wrote to stderr: careful"),
         (output(13, "error", ename="E", evalue="why"), "an error is stored: E: why"),
@@ -86,7 +115,7 @@ def test_more_seconds_than_the_manifest_allows_are_a_fault(good):
         (replace(6, "Words", r"$\boxed{0}$"), r"cell 7 (## Derivation): no cell tagged"),
         (lambda nb: nb.cells[7].update(metadata={}), "cell 7 (## Derivation): no cell tagged"),
         (lambda nb: nb.cells[7].update(outputs=[]), "check-output, but no output is stored"),
-        (output(7, "display_data", image(9)), "check-output, but draws a figure"),
+        (caption("**Figure.** One sees nothing in it.", 8), "check-output, but draws a figure"),
         (
             output(7, "execute_result", {"text/plain": "5e-14"}, execution_count=3),
             "shows the value of its last line",

@@ -39,6 +39,12 @@ class Entry(NamedTuple):
         return page_of(self.module)
 
     @property
+    def source(self) -> str:
+        """What its docstring says after `Source:`, in one line; maybe nothing."""
+        found = re.search(r"^Source: (.+?)(?=\n(?:Derived|\n)|\Z)", self.docstring, re.M | re.S)
+        return " ".join(found[1].split()) if found else ""
+
+    @property
     def derived(self) -> tuple[str, str] | None:
         """Chapter and label of the equation that it computes, if a chapter derives it."""
         found = re.search(r"^Derived: (\w+) ([\w-]+)\.?$", self.docstring, re.M)
@@ -206,9 +212,8 @@ def _entry(entry: Entry, repository: str | None) -> list[str]:
     lines += ["```python", entry.signature, "```", "", *_prose(_without_sources(body)), ""]
     for name, text in zip(sections[::2], sections[1::2], strict=True):
         lines += _section(name, _without_sources(text))
-    source = re.search(r"^Source: (.+?)(?=\n(?:Derived|\n)|\Z)", entry.docstring, re.M | re.S)
-    if source:
-        lines += [f"**Source** {_escape(' '.join(source[1].split()))}", ""]
+    if entry.source:
+        lines += [f"**Source** {_escape(entry.source)}", ""]
     if entry.derived:
         lines += [f"**Derived** in {_equation(entry)}", ""]
     where = f"{entry.file}, line {entry.line}"

@@ -1,13 +1,8 @@
-"""The front page: site/index.md with its comments `<!-- name -->` replaced."""
+"""The front page: what fills the comments of site/index.md."""
 
-import re
-
-from tools import Refusal
-from tools.book import course_map, teach
+from tools.book import course_map, filling, teach
 from tools.book.parts import PARTS, chapters_of
 from tools.manifest import Book
-
-_PLACE = re.compile(r"<!-- (\w+) -->")
 
 
 def page(book: Book, template: str) -> str:
@@ -19,9 +14,6 @@ def page(book: Book, template: str) -> str:
 
     Returns:
         MyST Markdown.
-
-    Raises:
-        Refusal: the template asks for something unknown.
     """
     content = {
         "title": book.title,
@@ -32,12 +24,7 @@ def page(book: Book, template: str) -> str:
         "goals": teach.goals(book),
     }
 
-    def replace(match: re.Match[str]) -> str:
-        if match[1] not in content:
-            raise Refusal(f"site/index.md: {match[0]}: known are {', '.join(content)}")
-        return content[match[1]]
-
-    return _PLACE.sub(replace, template)
+    return filling.fill(template, content, "site/index.md")
 
 
 def _builds(book: Book) -> str:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class Package(NamedTuple):
         Returns:
             The folder, whether or not it exists.
         """
-        return root / "build" / f"{self.name}-{self.version}"
+        kept = zlib.crc32(" ".join(self.keep).encode())  # to keep more is to fetch anew
+        return root / "build" / f"{self.name}-{self.version}-{kept:08x}"
 
 
 MATHJAX = Package(
@@ -35,7 +37,10 @@ MATHJAX = Package(
     "3.2.2",
     6,
     "package/es5/",
-    ("tex-mml-chtml.js", "output/chtml/fonts/", "input/tex/extensions/"),
+    (
+        *("startup.js", "core.js", "output/chtml.js", "output/chtml/fonts/"),
+        *("input/tex.js", "input/tex/extensions/", "a11y/assistive-mml.js"),
+    ),
 )
 AXE = Package("axe-core", "4.14.1", 1, "package/", ("axe.min.js",))
 MYST = Package("mystmd", "1.8.3", 3, "package/", ("dist/",))

@@ -1,7 +1,5 @@
 """What Sphinx is taught about this book: numbers, links between chapters and library, glossary."""
 
-import ast
-import re
 from pathlib import Path
 
 from docutils import nodes
@@ -11,12 +9,12 @@ from sphinx.environment import BuildEnvironment
 from sphinx.search import languages
 from sphinx.util import logging
 
-from tools.book import api, glossary
+from tools.book import api, assignments, figures, glossary, sources
+from tools.book.assignments import Assignment
 from tools.book.search import EnglishAndChinese
 from tools.manifest import Book
 
 _LOG = logging.getLogger(__name__)
-_LABELS = ("panels", "set_title", "suptitle", "title", "set_xlabel", "set_ylabel", "curve", "plot")
 
 
 def number_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -43,22 +41,25 @@ def number_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return []
 
 
-def refuse_far_equations(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of `{eq}` with an equation of another page: its number alone says nothing there.
+def refuse_far_references(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of `{eq}`, `{ref}` and their kin with a label of another chapter.
 
-    JupyterLab does not even find it.
+    A number alone says nothing there, and JupyterLab does not even find it.
 
     Args:
         app: Sphinx.
         env: what it has read.
     """
-    home = {label: page for label, (page, _) in env.domaindata["math"]["objects"].items()}
-    for page in env.all_docs:
+    home = {label: place[0] for label, place in env.domaindata["std"]["anonlabels"].items()}
+    home |= {label: place[0] for label, place in env.domaindata["std"]["labels"].items()}
+    home |= {label: proof["docname"] for label, proof in getattr(env, "proof_list", {}).items()}
+    chapters = {chapter.file for chapter in app.config.book.chapters}
+    for page in chapters & env.all_docs.keys():
         for reference in env.get_doctree(page).findall(pending_xref):
-            label = reference["reftarget"]
-            if reference["reftype"] == "eq" and home.get(label, page) != page:
+            label, kind = reference["reftarget"], reference["reftype"]
+            if kind in ("eq", "ref", "numref") and home.get(label, page) in chapters - {page}:
                 link = f"[words]({home[label]}.ipynb#{label})"
-                message = "equation %s stands on another page: link to it with %s"
+                message = "%s stands on another page: link to it with %s"
                 _LOG.warning(message, label, link, location=reference)
 
 
@@ -76,6 +77,9 @@ def complete(app: Sphinx, document: nodes.document) -> None:
     subtitle = nodes.paragraph("", chapters[page].title_zh, classes=["subtitle"])
     heading = next(document.findall(nodes.title))
     heading.parent.insert(heading.parent.index(heading) + 1, subtitle)
+    if work := app.config.assignments.get(page):
+        goals = next(s for s in document.findall(nodes.section) if "goals" in s["ids"])
+        goals += _assignment(page, work)
     for equation in list(document.findall(nodes.math_block)):
         found = app.config.derivations.get((page, equation.get("label")))
         if found:
@@ -83,7 +87,18 @@ def complete(app: Sphinx, document: nodes.document) -> None:
             equation.parent.insert(equation.parent.index(equation) + 1, note)
     for cell in document.findall(nodes.container):
         if "cell" in cell["classes"]:
-            _describe_figures(cell)
+            figures.describe(cell)
+
+
+def _assignment(page: str, work: Assignment) -> nodes.paragraph:
+    text = f", {work.points} points, {work.minutes} minutes."
+    note = nodes.paragraph("", nodes.strong("", "Assignment:"), classes=["assignment"])
+    link = pending_xref(
+        refdomain="std", reftype="ref", reftarget="assignments", refexplicit=True, refdoc=page
+    )
+    link += nodes.inline("", work.title)
+    note += [nodes.Text(" "), link, nodes.Text(text)]
+    return note
 
 
 def _in_the_library(page: str, found: list[api.Entry]) -> nodes.paragraph:
@@ -97,48 +112,10 @@ def _in_the_library(page: str, found: list[api.Entry]) -> nodes.paragraph:
     return note
 
 
-def figure_text(code: str) -> str:
-    """Words for a figure, for those who can't see it: titles, labels and axes of its code.
+def finish(app: Sphinx, document: nodes.document, page: str) -> None:
+    """Put captions under a chapter's figures, and link its first use of each term.
 
-    Args:
-        code: of the cell that draws it.
-
-    Returns:
-        One line.
-    """
-    words: list[str] = []
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:  # a cell with a %magic
-        tree = ast.Module([], [])
-    for call in ast.walk(tree):
-        name = getattr(getattr(call, "func", None), "attr", getattr(call, "func", None))
-        if isinstance(call, ast.Call) and name in _LABELS:
-            values = [*call.args, *(k.value for k in call.keywords if k.arg == "label")]
-            for value in values:
-                items = value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
-                words += [text for item in items if (text := _words(item)) not in words]
-    words = [word for word in words if re.search(r"\w\w", word)]
-    return "Figure: " + "; ".join(words) if words else "Figure drawn by the code above"
-
-
-def _words(node: ast.expr) -> str:
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(_words, node.values))
-    if isinstance(node, ast.FormattedValue):
-        return "…"
-    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return node.value.replace("\n", " ") if is_text else ""
-
-
-def _describe_figures(cell: nodes.Element) -> None:
-    code = next(cell.findall(nodes.literal_block), None)
-    for image in cell.findall(nodes.image):
-        image["alt"] = figure_text(code.astext() if code else "")
-
-
-def link_terms(app: Sphinx, document: nodes.document, page: str) -> None:
-    """Link a chapter's first use of each term to the glossary.
+    The bibliography learns where each source is used.
 
     Args:
         app: Sphinx.
@@ -149,7 +126,10 @@ def link_terms(app: Sphinx, document: nodes.document, page: str) -> None:
         app.env.book_terms = glossary.terms(app.env.get_doctree(glossary.PAGE))
     if page == glossary.PAGE:
         glossary.terms(document)  # gives the entries their ids
+    elif page == sources.PAGE:
+        sources.add_uses(app, document)
     elif page in {chapter.file for chapter in app.config.book.chapters}:
+        figures.add_captions(document)
         address = app.builder.get_relative_uri(page, glossary.PAGE)
         glossary.link_first_uses(document, app.env.book_terms, address)
 
@@ -164,8 +144,11 @@ def install(app: Sphinx, book: Book, root: Path) -> None:
     """
     languages["en"] = EnglishAndChinese
     app.add_config_value("book", book, "")
-    app.add_config_value("derivations", api.derivations(api.entries(root)), "")
+    entries = api.entries(root)
+    app.add_config_value("assignments", assignments.read(book, root), "")
+    app.add_config_value("library", entries, "")
+    app.add_config_value("derivations", api.derivations(entries), "")
     app.connect("env-get-updated", number_anew, priority=900)  # after Sphinx's own numbering
-    app.connect("env-check-consistency", refuse_far_equations)
+    app.connect("env-check-consistency", refuse_far_references)
     app.connect("doctree-read", complete)
-    app.connect("doctree-resolved", link_terms)
+    app.connect("doctree-resolved", finish)

@@ -1,5 +1,7 @@
 """The page "Teach with it": syllabi of several lengths, from what book.toml says."""
 
+from tools.book import filling
+from tools.book.assignments import Assignment
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.manifest import Book, Chapter
 
@@ -58,61 +60,74 @@ def weeks(chapters: list[Chapter], length: int) -> list[list[tuple[Chapter, str]
     return plan
 
 
-def page(book: Book) -> str:
+def page(book: Book, works: dict[str, Assignment], template: str) -> str:
     """Write the page.
 
     Args:
         book: the manifest.
+        works: the assignments by chapter.
+        template: the text of site/teach.md.
 
     Returns:
         MyST Markdown.
     """
-    lines = [
-        "# Teach with it",
-        "",
-        "A chapter is one meeting with a lecture and a lab, or an evening of one's own. Its cells",
-        "run on a laptop without a network; its exercises have folded solutions that are executed",
-        "too. The plans below follow from what `book.toml` says of the chapters: what each needs,",
-        "and how long it takes to read. They grow as chapters are added.",
-        "",
-        "A chapter is taught in three stages of about equal length:",
-        "",
-        *(f"- **{stage}**: {parts}" for stage, parts in STAGES.items()),
-        "",
-        "Reading times are in minutes; run times are seconds on two idle cores.",
-        "",
-    ]
-    for length in LENGTHS:
-        lines += _syllabus(book, length)
-    return "\n".join([*lines, *_table(book)]) + "\n"
+    content = {
+        "stages": "\n".join(f"- **{stage}**: {parts}" for stage, parts in STAGES.items()),
+        "syllabi": "\n".join(_syllabus(book, works, length) for length in LENGTHS),
+        "assignments": _assignments(book, works),
+        "chapters": _table(book),
+    }
+    return filling.fill(template, content, "site/teach.md")
 
 
-def _syllabus(book: Book, length: int) -> list[str]:
+def _syllabus(book: Book, works: dict[str, Assignment], length: int) -> str:
     chapters = selection(book, PER_WEEK * length)
     left_out = len(book.chapters) - len(chapters)
     lines = [f"## {length} weeks", ""]
     if left_out:
         lines += [f"{len(chapters)} chapters from all parts; {left_out} are left out.", ""]
-    lines += ["| week | what is taught | reading |", "|--:|:--|--:|"]
+    lines += ["| week | what is taught | reading | assignment |", "|--:|:--|--:|--:|"]
     for number, taught in enumerate(weeks(chapters, length), 1):
         stages: dict[Chapter, list[str]] = {}
         for chapter, stage in taught:
             stages.setdefault(chapter, []).append(stage)
         minutes = sum(chapter.minutes / len(STAGES) for chapter, _ in taught)
         what = "; ".join(_what(chapter, done) for chapter, done in stages.items())
-        lines.append(f"| {number} | {what or 'what is still open'} | {minutes:.0f} |")
-    return [*lines, ""]
+        handed_out = [works[c.file] for c, done in stages.items() if _is_set(c, works, done)]
+        work = sum(assignment.minutes for assignment in handed_out) or "—"
+        lines.append(f"| {number} | {what or 'what is still open'} | {minutes:.0f} | {work} |")
+    return "\n".join([*lines, ""])
+
+
+def _is_set(chapter: Chapter, works: dict[str, Assignment], stages: list[str]) -> bool:
+    """An assignment is handed out with the exercises, the last stage of its chapter."""
+    return chapter.file in works and "exercises" in stages
 
 
 def _what(chapter: Chapter, stages: list[str]) -> str:
     whole = len(stages) == len(STAGES)
-    due = f", assignment {chapter.assignment}" if chapter.assignment and "lab" in stages else ""
-    return link(chapter) + ("" if whole else f": {', '.join(stages)}") + due
+    return link(chapter) + ("" if whole else f": {', '.join(stages)}")
 
 
-def _table(book: Book) -> list[str]:
-    lines = ["## What every chapter takes", ""]
-    lines += ["| chapter | part | needs | reading | runs in |", "|:--|:--|:--|--:|--:|"]
+def _assignments(book: Book, works: dict[str, Assignment]) -> str:
+    if not works:
+        return "There are none yet."
+    lines = [
+        f"{len(works)} chapters have an assignment that is graded by its own tests. It is handed",
+        "out with the chapter's exercises.",
+        "",
+        "| chapter | assignment | tasks | points | minutes |",
+        "|:--|:--|--:|--:|--:|",
+    ]
+    for chapter in book.chapters:
+        if work := works.get(chapter.file):
+            numbers = f"{work.tasks} | {work.points} | {work.minutes}"
+            lines.append(f"| {link(chapter)} | {work.title} | {numbers} |")
+    return "\n".join(lines)
+
+
+def _table(book: Book) -> str:
+    lines = ["| chapter | part | needs | reading | runs in |", "|:--|:--|:--|--:|--:|"]
     for key, chapters in chapters_of(book).items():
         for chapter in chapters:
             needs = ", ".join(need[:2] for need in chapter.needs) or "—"
@@ -120,7 +135,7 @@ def _table(book: Book) -> list[str]:
                 f"| {link(chapter)} | {PARTS[key].title} | {needs} | {chapter.minutes} "
                 f"| {chapter.seconds} |"
             )
-    return lines
+    return "\n".join(lines)
 
 
 def link(chapter: Chapter) -> str:
