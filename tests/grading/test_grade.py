@@ -19,7 +19,7 @@ HOSTILE = (
     *("edited", "copied_solution", "patched_task", "fake_tensor", "deaf", "memory_of_many"),
     *("reads_hidden", "deletes"),
 )
-LIMITS = "cell=4,total=120,memory=2.5e9,tasks=120,disk=1e8"
+LIMITS = "cell=20,total=120,memory=2.5e9,tasks=120,disk=1e8"
 
 
 def run(work: Path, **environment: str) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from nbformat import NotebookNode
 
 from tools.grading.source import grade_id, nbgrader
 
+TALK = "for _ in range(300):\n    print('x' * 9999)"
 RIGHT = 90.0  # points of a right solution without its written answer
 WRONG = "def running_sum(x):\n    return x\n"  # loses all of task 1, 40 points
 

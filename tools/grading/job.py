@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 import json
-import os
-import signal
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tools import KERNEL_ENVIRONMENT, ROOT
 from tools.grading import sandbox
 from tools.grading.release import environment
 from tools.grading.sandbox import LIMITS
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["__main__", "tools.grading.autograde"])
 UNSAFE = """Without a sandbox students' code runs as you, on this machine: it can read the hidden
 tests and every other submission, change every student's grade, delete or send away your files,
 and go on running after the grader has ended."""
@@ -149,43 +150,27 @@ def autograde(folder: Path, course: Path, student: str, assignment: str, seconds
     """
     here = {"AIGC_JOB": str(folder), "JUPYTER_PATH": str(folder)}
     here["JUPYTER_RUNTIME_DIR"] = str(folder / "k")
-    line = [sys.executable, "-m", "nbgrader", "autograde", assignment, "--force"]
-    with (folder / "log").open("wb+") as log:
-        process = subprocess.Popen(
-            [*line, f"--student={student}"],
-            cwd=course,
-            env=environment(course, **here),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=sandbox.die_with_parent,
-        )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"nbgrader did not end within {seconds:g} seconds"
-        finally:
-            end(process)
-        log.seek(0)
-        said = log.read().decode(errors="replace")
-    if code == 0 and (folder / "notes.json").exists():
+    line = ["autograde", assignment, "--force", f"--student={student}"]
+    arguments = (folder, course, line, environment(course, **here))
+    process = FORKS.Process(target=_nbgrader, args=arguments)
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()  # its kernel dies with it
+        process.join()
+        return f"nbgrader did not end within {seconds:g} seconds"
+    if process.exitcode == 0 and (folder / "notes.json").exists():
         return ""
     broke = folder / "reason"
     if broke.exists() and (reason := broke.read_text(encoding="utf-8").strip()):
         return f"stopped: {reason[:300]}"
-    return why(said)
+    return why((folder / "log").read_text(encoding="utf-8", errors="replace"))
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a process and what it has started, if they have not ended.
+def _nbgrader(*arguments: Any) -> None:
+    from tools.grading import autograde  # the fork server has it, this process need not
 
-    Args:
-        process: the leader of a session.
-    """
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    autograde.main(*arguments)
 
 
 def why(said: str) -> str:

@@ -119,7 +119,7 @@ def first_limits(limits: dict) -> None:
     Args:
         limits: as LIMITS.
     """
-    os.nice(19)  # the watch comes first
+    os.nice(5)  # the watch comes first
     for what, value in (
         (resource.RLIMIT_DATA, limits["memory"]),
         (resource.RLIMIT_FSIZE, limits["disk"]),

@@ -198,11 +198,11 @@ def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
         given = float(row["automatic"]) if row["automatic"] else None
         good = given == case.points and row["status"] in case.statuses
         right += good
+        wanted = "-" if case.points is None else format(case.points, "g")
         print(
             f"{'right' if good else 'WRONG':6}{case.assignment:16} {case.student:16} expected "
-            f"{'-' if case.points is None else format(case.points, 'g'):>4} "
-            f"({' or '.join(case.statuses)}), given {row['automatic'] or '-':>4} ({row['status']}), "
-            f"{row['seconds']} s. {row['reason'][:110]}"
+            f"{wanted:>4} ({' or '.join(case.statuses)}), given {row['automatic'] or '-':>4} "
+            f"({row['status']}), {row['seconds']} s. {row['reason'][:110]}"
         )
     return right
 
