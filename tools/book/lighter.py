@@ -33,7 +33,7 @@ def _pictures(folder: Path) -> dict[str, str]:
     renamed = {}
     for path in folder.glob("*.png"):
         picture, smaller = Image.open(path).convert("RGBA"), io.BytesIO()
-        picture.save(smaller, "WEBP", lossless=True, exact=True)
+        picture.save(smaller, "WEBP", lossless=True, exact=True, quality=30, method=2)
         if smaller.tell() < path.stat().st_size:
             new = path.with_suffix(".webp")
             new.write_bytes(smaller.getvalue())
