@@ -39,7 +39,7 @@ def table_of_contents(book: manifest.Book, library: list[str]) -> dict:
     pages["Around the course"] = [
         {"file": library[0], "sections": inner},
         {"file": "speed"},
-        {"file": "teach"},
+        {"file": "teach", "sections": [{"file": "grading"}]},
     ]
     parts = [{"caption": title, "chapters": files} for title, files in pages.items() if files]
     return {"format": "jb-book", "root": "index", "parts": parts}

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 BOOK = manifest.load()
 CHAPTERS = [*(chapter.file for chapter in BOOK.chapters), sample.NAME]
-OTHERS = ["index", "glossary", "bibliography", "speed", "teach", *api.pages(ROOT, None)]
+OTHERS = ["index", "glossary", "bibliography", "speed", "teach", "grading", *api.pages(ROOT, None)]
 SCREENS = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1300, "height": 900}}
 MAX_WEIGHT = 2_000_000  # bytes, without compression
 # Beyond the window, and not inside something that scrolls by itself.
