@@ -3,6 +3,7 @@
 Whoever imports this module imports nbgrader; `job.autograde` lets a fork server do that, once.
 """
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ def main(folder: Path, course: Path, line: list[str], environment: dict[str, str
         environment: of this process.
     """
     sandbox.die_with_parent()  # that is the fork server, which dies with the grader
+    if not multiprocessing.parent_process().is_alive():
+        return
     with (folder / "log").open("wb") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())

@@ -14,6 +14,7 @@ from tools import Refusal, write_file
 from tools.grading.release import nbgrader_command
 from tools.grading.submission import Submission
 
+AGAIN = "To have one graded again as it is, remove grades/STUDENT/NN_name.json here"
 COLUMNS = (
     *("student", "assignment", "status", "automatic", "written", "pending", "possible"),
     *("points", "reason", "seconds"),
@@ -111,7 +112,7 @@ def report(course: Path, found: list[Submission], states: list[dict], strange: l
     write_file(course / "grades.csv", text.getvalue().encode())
     parts = ["# What needs a human\n"]
     for title, lines in (
-        ("No score: look at the notebook, mark it by hand or have it mended", lists["no score"]),
+        (f"No score: mark it by hand or have it mended. {AGAIN}", lists["no score"]),
         ("There is a score; look whether it is deserved", lists["look"]),
         ("Not a submission", strange),
         ("Written answers to mark: `make formgrade`, then `make grade` again", lists["written"]),

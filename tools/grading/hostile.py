@@ -1,6 +1,6 @@
 """Submissions that try to harm or to cheat the grader, made from a right solution of 99_tiny.
 
-Each entry of SET says what must become of it. "look" stands for points that a person should look
+Each says what must become of it. "look" stands for points that a person should look
 at, "no score" for none; nothing that they do may reach beyond their own kernel.
 """
 
@@ -130,20 +130,13 @@ FILL = "try:\n    for i in range(20):\n        open(f'/tmp/{i}', 'wb').write(b'x
 FILL += "except OSError:\n    pass\n"
 
 
-def hostile_set(known: list[str], address: str, port: int) -> list[Hostile]:
-    """Every hostile submission.
-
-    Args:
-        known: paths of files outside that they try to read, overwrite and delete.
-        address: an address of this machine.
-        port: where a listener waits on it.
+def cheats() -> list[Hostile]:
+    """Submissions that want points which they do not deserve, or are broken.
 
     Returns:
-        The set.
+        The submissions.
     """
     look, none = "look", "no score"
-    search, delete = SEARCH.format(known=known), DELETE.format(known=known)
-    call = CALL.format(address=address, port=port)
     return [
         Hostile("edited", _edited, look, RIGHT - 40),
         Hostile("deleted", _deleted, look, RIGHT),
@@ -163,6 +156,24 @@ def hostile_set(known: list[str], address: str, port: int) -> list[Hostile]:
         Hostile("swallowed_cells", _code("t1-solution", SWALLOW, keep=False), none, None),
         Hostile("silent_errors", _patched("get_ipython().showtraceback = print"), none, None),
         Hostile("fake_tensor", _code("t1-solution", FAKE, keep=False), look, RIGHT - 40),
+    ]
+
+
+def attacks(known: list[str], address: str, port: int) -> list[Hostile]:
+    """Submissions that want to harm, or use up what there is.
+
+    Args:
+        known: paths of files outside that they try to read, overwrite and delete.
+        address: an address of this machine.
+        port: where a listener waits on it.
+
+    Returns:
+        The submissions.
+    """
+    look, none = "look", "no score"
+    search, delete = SEARCH.format(known=known), DELETE.format(known=known)
+    call = CALL.format(address=address, port=port)
+    return [
         Hostile("endless", _code("t2-solution", "def mean(x):\n    while 1: 0", False), look, 60.0),
         Hostile("asleep", _code("t3-solution", "import time\ntime.sleep(999)", False), look, 70.0),
         Hostile("deaf", _code("t2-solution", DEAF, keep=False), none, None),

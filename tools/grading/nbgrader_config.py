@@ -39,6 +39,7 @@ if job := os.environ.get("AIGC_JOB"):
     c.Run.skip_cells_with_tag = "demo"
     c.Run.shutdown_kernel = "immediate"
     c.Run.startup_timeout = 120
+    c.Run.iopub_timeout = 20  # that an interrupted cell may take to end
     c.Run.timeout = int(json.loads(Path(job, "settings.json").read_text())["limits"]["cell"])
     c.KernelManager.transport = "ipc"
     c.KernelManager.ip = f"{job}/k/s"

@@ -27,7 +27,7 @@ from tools.grading import hostile, release, source
 from tools.grading.source import grade_id, nbgrader, role
 
 FIXTURE = ROOT / "tests" / "grading"
-LIMITS = "cell=20,total=300,memory=2.5e9,tasks=120,disk=1e8"
+LIMITS = "cell=40,total=400,memory=2.5e9,tasks=120,disk=1e8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def honest(course: Path, name: str, public: Path) -> list[Case]:
         public: the folder of the assignments.
 
     Returns:
-        The reference, the blank, the alternatives and at least three sets of wrong answers.
+        The reference, the blank, the alternatives and three sets of wrong answers.
     """
     nb = notebooks.read(public / name / f"{name}.ipynb")
     released = notebooks.read(course / "release" / name / f"{name}.ipynb")
@@ -85,7 +85,7 @@ def honest(course: Path, name: str, public: Path) -> list[Case]:
         Case("blank", name, solved(released, {}), fine, 0.0),
         Case("alternatives", name, solved(released, other), fine, total),
     ]
-    for k in range(max((len(found) for found in kinds["wrong"].values()), default=0)):
+    for k in range(3):
         chosen = [found[k % len(found)] for found in kinds["wrong"].values() if found]
         lost = {cell for answer in chosen for cell in answer.loses}
         content = solved(released, right | {answer.cell: answer.code for answer in chosen})
@@ -109,7 +109,7 @@ def attacks(course: Path, known: list[str], port: int) -> list[Case]:
     nb = notebooks.read(FIXTURE / name / f"{name}.ipynb")
     released = notebooks.read(course / "release" / name / f"{name}.ipynb")
     right = {grade_id(c): c.source for c in nb.cells if role(c) == "solution"}
-    for attack in hostile.hostile_set(known, address(), port):
+    for attack in [*hostile.cheats(), *hostile.attacks(known, address(), port)]:
         content = attack.change
         if not isinstance(content, bytes):
             changed = nbformat.reads(solved(released, right).decode(), 4)
