@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aigc_lib.layers.labels import are_used
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToyGANConfig:
@@ -162,7 +164,7 @@ class DCGANGenerator(nn.Module):
         _checked(z, "noise", (self.config.latent,))
         _require_batch(self, len(z))
         h = self.project(z)  #                                             B 4c·Y/4·X/4
-        if _has_labels(self.config, labels, len(z)):
+        if are_used(labels, num_classes=self.config.num_classes, batch=len(z)):
             h = h + self.label(labels)
         return self.net(h)  #                                              B 1 Y X
 
@@ -219,7 +221,7 @@ class DCGANDiscriminator(nn.Module):
         _require_batch(self, len(x))
         h = self.net(x)  #                                                 B 4c·Y/4·X/4
         logits = self.read(h)[:, 0]  #                                     B
-        if _has_labels(self.config, labels, len(x)):
+        if are_used(labels, num_classes=self.config.num_classes, batch=len(x)):
             logits = logits + (h * self.label(labels)).sum(1)
         return logits
 
@@ -252,11 +254,6 @@ def _require_positive(config, *names: str) -> None:
             raise ValueError(f"expected {name} >= 1, got {getattr(config, name)}")
 
 
-def _can_look(x: Tensor) -> bool:
-    """Whether a look at the values costs no wait for a GPU and no graph break."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel() > 0
-
-
 def _checked(x: Tensor, what: str, shape: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[1:]) != shape:
         wanted = ", ".join(map(str, ("B", *shape)))
@@ -265,7 +262,7 @@ def _checked(x: Tensor, what: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _require_range(images: Tensor) -> None:
-    if _can_look(images):
+    if images.device.type == "cpu" and not torch.compiler.is_compiling() and images.numel():
         least, most = (limit.item() for limit in images.aminmax())
         if not (least >= -1 and most <= 1):
             raise ValueError(f"expected images in [-1, 1], got values from {least:g} to {most:g}")
@@ -277,24 +274,3 @@ def _require_batch(model: nn.Module, batch: int) -> None:
             f"expected two or more images in training, where BatchNorm needs them, got {batch}; "
             "use eval()"
         )
-
-
-def _has_labels(config: DCGANConfig, labels: Tensor | None, batch: int) -> bool:
-    """Whether there are labels to be used; refuse those that do not fit."""
-    last = config.num_classes - 1
-    if not config.num_classes:
-        if labels is not None:
-            raise ValueError("expected no labels, the config has num_classes 0, got some")
-        return False
-    if labels is None:
-        raise ValueError(f"expected labels from 0 to {last}, got None")
-    if labels.shape != (batch,) or labels.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"expected whole labels of shape ({batch},), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}"
-        )
-    if _can_look(labels):
-        least, most = (limit.item() for limit in labels.aminmax())
-        if least < 0 or most > last:
-            raise ValueError(f"expected labels from 0 to {last}, got {least} to {most}")
-    return True

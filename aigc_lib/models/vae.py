@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aigc_lib.layers.labels import are_used
+
 _LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -155,25 +157,8 @@ class VAE(nn.Module):
         return self.decode(mu + torch.exp(0.5 * log_var) * noise, labels), mu, log_var
 
     def _with_label(self, h: Tensor, embedding: nn.Embedding | None, labels: Tensor | None):
-        num_classes = self.config.num_classes
-        if embedding is None:
-            if labels is not None:
-                raise ValueError("expected no labels, the config has num_classes 0, got some")
-            return h
-        if labels is None:
-            raise ValueError(f"expected labels from 0 to {num_classes - 1}, got None")
-        if labels.shape != h.shape[:1] or labels.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"expected whole labels of shape ({len(h)},), got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}"
-            )
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
-            least, most = (limit.item() for limit in labels.aminmax())
-            if least < 0 or most >= num_classes:
-                raise ValueError(
-                    f"expected labels from 0 to {num_classes - 1}, got {least} to {most}"
-                )
-        return h + embedding(labels)
+        used = are_used(labels, num_classes=self.config.num_classes, batch=len(h))
+        return h + embedding(labels) if used else h
 
     @torch.no_grad()
     def _initialise(self) -> None:

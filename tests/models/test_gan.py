@@ -4,6 +4,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from noise import filled, normal
+from references import convolve_by_patches, paint_by_patches
 
 from aigc_lib import train
 from aigc_lib.models.gan import (
@@ -23,17 +25,7 @@ TOY = [ToyGenerator, ToyDiscriminator]
 
 
 def noisy(kind, config=None):
-    model = kind(config or DCGANConfig(**SMALL)).double()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
-    return model
-
-
-def normal(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+    return filled(kind(config or DCGANConfig(**SMALL)))
 
 
 def labels(batch=6):
@@ -57,29 +49,6 @@ def standardise(x, w, name):
     return scale * (x - mean) / (variance + 1e-5).sqrt() + shift
 
 
-def convolve(x, weight):
-    """Kernel 4, stride 2, a border of zeros one pixel wide; one output pixel at a time."""
-    x = F.pad(x, (1, 1, 1, 1))
-    side = (x.shape[2] - 2) // 2
-    out = x.new_zeros(len(x), len(weight), side, side)
-    for i in range(side):
-        for j in range(side):
-            patch = x[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
-            out[:, :, i, j] = torch.einsum("bcyx,dcyx->bd", patch, weight)
-    return out
-
-
-def spread(x, weight):
-    """The transpose of `convolve`: each input pixel paints a patch."""
-    side = 2 * x.shape[2] + 2
-    out = x.new_zeros(len(x), weight.shape[1], side, side)
-    for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            patch = torch.einsum("bc,cdyx->bdyx", x[:, :, i, j], weight)
-            out[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
-    return out[:, :, 1:-1, 1:-1]
-
-
 def leak(x):
     return torch.where(x > 0, x, 0.2 * x)
 
@@ -94,8 +63,8 @@ def test_the_generator_is_the_model_written_out(label):
     if label is not None:  # the weights of a one-hot code beside the noise
         h = h + F.one_hot(label, CLASSES).double() @ w["label.weight"]
     h = standardise(h.reshape(6, 8, 2, 2), w, "net.1").clamp_min(0)
-    h = standardise(spread(h, w["net.3.weight"]), w, "net.4").clamp_min(0)
-    h = spread(h, w["net.6.weight"]) + w["net.6.bias"][:, None, None]
+    h = standardise(paint_by_patches(h, w["net.3.weight"]), w, "net.4").clamp_min(0)
+    h = paint_by_patches(h, w["net.6.weight"]) + w["net.6.bias"][:, None, None]
     out = model(z, label)
     assert out.shape == (6, 1, 8, 8)
     assert torch.allclose(out, torch.tanh(h), atol=1e-12)
@@ -107,8 +76,8 @@ def test_the_discriminator_is_the_model_written_out(label):
     settings = SMALL | ({} if label is not None else {"num_classes": 0})
     model = noisy(DCGANDiscriminator, DCGANConfig(**settings))
     w, x = dict(model.named_parameters()), inputs(DCGANDiscriminator)
-    h = leak(convolve(x, w["net.0.weight"]) + w["net.0.bias"][:, None, None])
-    h = leak(standardise(convolve(h, w["net.2.weight"]), w, "net.3")).reshape(6, -1)
+    h = leak(convolve_by_patches(x, w["net.0.weight"]) + w["net.0.bias"][:, None, None])
+    h = leak(standardise(convolve_by_patches(h, w["net.2.weight"]), w, "net.3")).reshape(6, -1)
     expected = h @ w["read.weight"][0] + w["read.bias"]
     if label is not None:
         expected = expected + (h * w["label.weight"][label]).sum(1)

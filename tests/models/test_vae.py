@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from noise import filled, normal
+from references import convolve_by_patches, paint_by_patches
 
 from aigc_lib.models.vae import VAE, VAEConfig
 from aigc_lib.objectives.elbo import elbo, gaussian_kl, reparameterize
@@ -14,17 +16,7 @@ each = pytest.mark.parametrize("architecture", ["mlp", "conv"])
 
 
 def noisy(architecture, **settings):
-    model = VAE(VAEConfig(architecture=architecture, **SMALL | settings)).double()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
-    return model
-
-
-def normal(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+    return filled(VAE(VAEConfig(architecture=architecture, **SMALL | settings)))
 
 
 def images(batch=5):
@@ -65,28 +57,6 @@ def test_perceptrons_are_the_model_written_out(label):
     assert torch.allclose(model.decode(z, label), out, atol=1e-12)
 
 
-def convolve(x, weight):
-    """Kernel 4, stride 2, a border of zeros one pixel wide; one output pixel at a time."""
-    x = F.pad(x, (1, 1, 1, 1))
-    rows, columns = (x.shape[2] - 2) // 2, (x.shape[3] - 2) // 2
-    out = x.new_zeros(len(x), len(weight), rows, columns)
-    for i in range(rows):
-        for j in range(columns):
-            patch = x[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
-            out[:, :, i, j] = torch.einsum("bcyx,dcyx->bd", patch, weight)
-    return out
-
-
-def spread(x, weight):
-    """The transpose of `convolve`: each input pixel paints a patch."""
-    out = x.new_zeros(len(x), weight.shape[1], 2 * x.shape[2] + 2, 2 * x.shape[3] + 2)
-    for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            patch = torch.einsum("bc,cdyx->bdyx", x[:, :, i, j], weight)
-            out[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
-    return out[:, :, 1:-1, 1:-1]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("label", [None, labels()])
 def test_convolutions_are_the_model_written_out(label):
@@ -96,16 +66,16 @@ def test_convolutions_are_the_model_written_out(label):
     def stage(step, x, name):
         return step(x, w[f"{name}.weight"]) + w[f"{name}.bias"][:, None, None]
 
-    h = bend(stage(convolve, x, "encoder_first.0"))
-    h = bend(stage(convolve, h, "encoder_first.2"))
+    h = bend(stage(convolve_by_patches, x, "encoder_first.0"))
+    h = bend(stage(convolve_by_patches, h, "encoder_first.2"))
     assert h.shape == (5, 4, 2, 3)
     h = bend(layer(w, "encoder_first.5", h.reshape(5, -1), label))
     out = layer(w, "encoder_rest.1", h)
     assert torch.allclose(torch.cat(model.encode(x, label), 1), out, atol=1e-12)
     h = bend(layer(w, "decoder_first.0", z, label))
     h = bend(layer(w, "decoder_rest.1", h)).reshape(5, 4, 2, 3)
-    h = bend(stage(spread, h, "decoder_rest.4"))
-    out = stage(spread, h, "decoder_rest.6")
+    h = bend(stage(paint_by_patches, h, "decoder_rest.4"))
+    out = stage(paint_by_patches, h, "decoder_rest.6")
     assert torch.allclose(model.decode(z, label), out, atol=1e-12)
 
 
