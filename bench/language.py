@@ -17,8 +17,6 @@ arm that is running.
 import argparse
 import datetime
 import functools
-import itertools
-import json
 import math
 import os
 import statistics
@@ -42,7 +40,7 @@ from aigc_lib.models.gpt import GPT, GPTConfig
 from aigc_lib.models.ngram import NGram
 from aigc_lib.ops.linear_cross_entropy import linear_cross_entropy
 from bench import report
-from tools import Refusal, command, write_file
+from tools import Refusal, command
 
 _GROWING = ((0.25, 32, 60), (0.5, 64, 30), (0.75, 128, 15), (1.0, 256, 7))
 
@@ -382,15 +380,6 @@ def _arguments(line: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _path(device: str, quick: bool) -> Path:
-    """Where a run writes: a file of its own, unless it is a trial."""
-    folder = report.TRIALS if quick else report.RESULTS
-    stem = f"{datetime.date.today()}-{report.slug(device)}-language"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    paths = (folder / f"{name}.json" for name in names)
-    return next(path for path in paths if quick or not path.exists())
-
-
 def _head(arguments: argparse.Namespace, texts: dict[str, corpora.Corpus]) -> dict:
     words = f"python -m bench.language --seeds {arguments.seeds} --seconds {arguments.seconds:g}"
     words += f" --only {' '.join(texts)}" + " --quick" * arguments.quick
@@ -418,20 +407,16 @@ def main() -> int:
     devices.limit_threads()
     texts = {name: load(name, arguments.quick) for name in arguments.only}
     content = {**_head(arguments, texts), "complete": False, "rows": (rows := [])}
-    path = arguments.out or _path(content["device"], arguments.quick)
+    path = arguments.out or report.new_file(content, "language")
     print(f"{content['device']}, {content['threads']} threads, torch {torch.__version__}")
-
-    def write():
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        write_file(path, (text + "\n").encode())
 
     try:
         for row in compare(texts, arguments.seeds, content["budget_cpu_seconds"]):
             rows.append(row)
-            write()
+            report.write(path, content)
             print(f"{row['corpus']:6}{row['arm']:8}{row['bits_per_character']:.3f}", flush=True)
         content["complete"] = True
-        write()
+        report.write(path, content)
     finally:
         for name in texts:
             print(f"\n== {name} ==")

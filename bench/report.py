@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -75,6 +76,34 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
+def new_file(head: dict, name: str) -> Path:
+    """Where a comparison writes: a file of its own, unless it is a trial.
+
+    Args:
+        head: `device` and `quick`, as from `setting`.
+        name: of the comparison.
+
+    Returns:
+        A path named after day, device and comparison, numbered where that is taken.
+    """
+    folder = TRIALS if head["quick"] else RESULTS
+    stem = f"{datetime.date.today()}-{slug(head['device'])}-{name}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    paths = (folder / f"{numbered}.json" for numbered in names)
+    return next(path for path in paths if head["quick"] or not path.exists())
+
+
+def write(path: Path, content: dict) -> None:
+    """Write a result file, at every moment either the old or the new one.
+
+    Args:
+        path: the file.
+        content: what JSON can hold; NaN is none of it.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_file(path, (text + "\n").encode())
+
+
 class Results:
     """One result file, written anew after every op so that nothing finished is ever lost."""
 
@@ -108,8 +137,7 @@ class Results:
             self.content["ops"][op] = entry
         if entry["complete"]:
             self.content["missing"] = [name for name in self.content["missing"] if name != op]
-        text = json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False)
-        write_file(self.path, (text + "\n").encode())
+        write(self.path, self.content)
 
 
 def lines(rows: list[dict]) -> list[str]:
