@@ -358,16 +358,16 @@ def lines(rows: list[dict]) -> list[str]:
     found = {arm: ("averaged", [row for row in rows if row["arm"] == arm]) for arm in ARMS}
     found["its last G"] = "played", found[WHOLE][1]
     heads = ("rec/real", "rarest", "label", "variance", "Fréchet")
-    out = [f"{'mean, worst of':17}" + "".join(f"{head:>16}" for head in heads) + "  D's loss"]
+    out = [f"{'mean, worst of':17}" + "".join(f"{head:>17}" for head in heads) + "  D's loss"]
     for name, (which, own) in found.items():
         if not own:
             continue
         relative = [row[which]["recognised"] / row["real"]["recognised"] for row in own]
-        line = f"{name:17}{statistics.fmean(relative):9.3f}{min(relative):7.3f}"
+        line = f"{name:17}{statistics.fmean(relative):9.3f}{min(relative):8.3f}"
         for measure in ("smallest", "label", "variance", "frechet"):
             values = [row[which][measure] for row in own]
             worst = max(values) if measure == "frechet" else min(values)
-            line += f"{statistics.fmean(values):9.3f}{worst:7.3f}"
+            line += f"{statistics.fmean(values):9.3f}{worst:8.3f}"
         loss = statistics.fmean(row["discriminator_loss"] for row in own)
         out.append(f"{line}{loss:10.2f}")
     return out

@@ -252,6 +252,15 @@ def test_a_round_is_what_a_loop_by_hand_does(name):
         assert key in idle or torch.allclose(ours, theirs, atol=2e-5), key
 
 
+@pytest.mark.parametrize("name", [dcgan.WHOLE, "one batch"])
+def test_the_discriminators_turn_leaves_the_generator_alone(name):
+    (G, D), (x, y) = pair(name), images(12)
+    sides = dcgan.players(dcgan.ARMS[name], TINY, (G, D), x, y, torch.Generator())
+    sides["discriminator"].loss_fn(0).backward()
+    assert all(p.grad is None for p in G.parameters())
+    assert all(p.grad is not None for p in D.parameters())
+
+
 def test_a_seed_fixes_a_row_but_for_its_seconds():
     rows = [dcgan.play(dcgan.WHOLE, TINY, seed) for seed in (1, 1, 2)]
     for row in rows:

@@ -244,6 +244,20 @@ def test_a_discriminator_tells_which_label_belongs_to_an_image():
     assert (model(images, 1 - truth) < -2).all()
 
 
+@pytest.mark.parametrize("kind", DCGAN)
+def test_statistics_move_a_tenth_of_the_way_to_the_batchs(kind):
+    model, seen = noisy(kind), {}
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(lambda layer, given, _: seen.update({layer: given[0]}))
+    model(inputs(kind), labels())
+    assert norms
+    for norm in norms:
+        mean, variance = seen[norm].mean((0, 2, 3)), seen[norm].var((0, 2, 3))
+        assert torch.allclose(norm.running_mean, 0.1 * mean, atol=1e-12)
+        assert torch.allclose(norm.running_var, 0.9 + 0.1 * variance, atol=1e-12)
+
+
 def test_statistics_move_in_training_alone():
     model = noisy(DCGANGenerator)
     before = copy.deepcopy(dict(model.named_buffers()))
