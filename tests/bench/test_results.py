@@ -10,7 +10,10 @@ from aigc_lib.ops.dispatch import OPS, PROVEN
 from bench import __main__ as command
 from bench import race, report
 
-FILES = sorted(p for p in report.RESULTS.glob("*") if "-language" not in p.name)
+COMPARISONS = ("-language", "-dcgan")  # of a form of their own
+FILES = sorted(
+    path for path in report.RESULTS.glob("*") if not any(name in path.name for name in COMPARISONS)
+)
 NUMBER = (int, float)
 MAYBE = (*NUMBER, type(None))
 HEAD = {
