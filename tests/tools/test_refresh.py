@@ -1,4 +1,5 @@
 import pytest
+from nbformat import v4
 
 from tools import manifest, rules
 
@@ -7,6 +8,9 @@ def test_a_refreshed_chapter_keeps_every_rule_and_the_table_is_written(course):
     readme = course.root / "README.md"
     readme.write_text("<!-- chapters -->\n<!-- /chapters -->\n")
     assert course.run("tools.readme", "--check").returncode == 1
+    nb = course.read()
+    nb.cells.insert(14, v4.new_markdown_cell("**Figure.** A line that rises to one."))
+    course.write(nb)
     done = course.run("tools.refresh", "--chapter", "00")
     assert done.returncode == 0, done.stdout
     assert "to mend" not in done.stdout
