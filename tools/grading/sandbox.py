@@ -34,6 +34,7 @@ HOME = "/home/student"  # the working folder
 EVERY = 0.1  # seconds between two looks
 TICK = 0.01  # seconds after which many new processes on this machine are noticed
 MANY = 20
+PATIENCE = 0.2  # seconds that adding up memory may take
 CHANNELS = 1e6  # bytes that may lie beside the sockets
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -174,10 +175,13 @@ def memory(found: dict[int, list[bytes]]) -> float:
         found: as `processes` returns them.
 
     Returns:
-        The sum of their proportional set sizes, and of files that have no name any more.
+        The sum of their proportional set sizes, and of files that have no name any more; a
+        lower bound if adding up takes too long.
     """
-    total, unnamed = 0, {}
+    total, unnamed, started = 0, {}, time.monotonic()
     for pid, fields in found.items():
+        if time.monotonic() - started > PATIENCE:  # a bomb must not hold up the watch
+            return max(total, sum(int(fields[21]) for fields in found.values()) * PAGE / 4)
         share = int(fields[21]) * PAGE
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
