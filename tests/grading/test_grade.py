@@ -84,7 +84,7 @@ def test_a_person_is_told_why(graded):
     for words in (
         "deaf, 99_tiny: a cell did not end in time and could not be interrupted",
         "memory_of_many, 99_tiny: stopped: more than 2.5 GB of memory",
-        "patched_task, 99_tiny: the tests were tampered with",
+        "patched_task, 99_tiny: a canary did not do what it must",
         "edited, 99_tiny: the locked cell t1-visible was edited and was restored",
         "copied_solution, 99_tiny: two cells are called t1-solution",
     ):
@@ -141,10 +141,8 @@ def test_without_a_sandbox_it_refuses_in_plain_words(tmp_path):
 
 
 def test_a_second_grader_waits(tmp_path):
-    first = grade.lock(tmp_path)
-    with pytest.raises(Refusal, match="another grader"):
+    with grade.lock(tmp_path), pytest.raises(Refusal, match="another grader"):
         grade.lock(tmp_path)
-    first.close()
     grade.lock(tmp_path).close()
 
 

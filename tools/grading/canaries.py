@@ -25,7 +25,7 @@ from tools.grading.source import HIDDEN, grade_id, role
 MAX_MESSAGE = 4_000_000  # bytes; the grader hangs up on a kernel that sends a longer one
 MAX_OUTPUT = 1_000_000  # characters of one cell's output; what comes after is dropped
 MAX_SENTENCE = 300
-WITHHELD = "the tests were tampered with"
+WITHHELD = "a canary did not do what it must: something swallows failures, or makes them"
 
 
 class Insert(NbGraderPreprocessor):
@@ -87,8 +87,9 @@ def row() -> list[NotebookNode]:
     Returns:
         The cells.
     """
-    words, number = [f"case {secrets.token_hex(4)}" for _ in range(4)], secrets.randbelow(10**6)
+    words, number = [f"case {secrets.token_hex(4)}" for _ in range(5)], secrets.randbelow(10**6)
     close = "torch.testing.assert_close(torch.tensor([1.0]), torch.tensor([2.0]), msg={!r})"
+    unequal = "with check.task('x'):\n    check.answer({!r}, torch.ones(2), torch.zeros(2))"
     good = f"with check.task('x'):\n    check.answer('x', torch.tensor([{number}.0]) + 1, "
     good += f"torch.tensor([{number + 1}.0]))\nprint({number} * 7)"
     return [
@@ -96,6 +97,7 @@ def row() -> list[NotebookNode]:
         canary(f"assert 1 == 2, {words[1]!r}", "AssertionError", words[1]),
         canary(close.format(words[2]), "AssertionError", words[2]),
         canary(f"with check.task('x'):\n    raise ValueError({words[3]!r})", "NotYet", words[3]),
+        canary(unequal.format(words[4]), "NotYet", words[4]),
         canary(good, "", f"{number * 7}\n"),
     ]
 
@@ -184,7 +186,7 @@ class Judge(NbGraderPreprocessor):
         """
         notes = {"withheld": "", "look": []}
         if not all(sings(cell) for cell in nb.cells if "canary" in cell.metadata):
-            notes["withheld"] = f"{WITHHELD}: a cell that must fail passed, or the reverse"
+            notes["withheld"] = WITHHELD
         nb.cells = [cell for cell in nb.cells if "canary" not in cell.metadata]
         secret = hidden_lines(nb)
         for cell in nb.cells:

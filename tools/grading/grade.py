@@ -2,8 +2,9 @@
 
 The folder holds one folder per student with the notebooks in it, under their released names.
 Results: build/grades.csv, build/needs_a_human.md, build/feedback/STUDENT/NN_name/NN_name.html.
-What was graded is not graded again unless it, its assignment or the grader has changed. JOBS is how
-many are graded at a time, by default half the cores; LIMITS="cell=60,memory=4e9" are the kernels'.
+What was graded is not graded again unless it, its assignment or the grader has changed, nor what
+got no score unless the limits have. JOBS is how many are graded at a time, by default half the
+cores; LIMITS="cell=60,memory=4e9" are the kernels'.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def lock(course: Path) -> IO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.close()
         raise Refusal(f"another grader is at work in {course}: wait for it") from None
     return file
 
@@ -66,7 +68,7 @@ class Grader:
 
     def __init__(self, course: Path, digests: dict[str, str], limits: dict, unsafe: bool):
         self.course, self.limits, self.unsafe = course, limits, unsafe
-        rules = f"{grader_digest()} {sorted(limits.items())} {unsafe}"
+        rules = f"{grader_digest()} {unsafe}"
         self.digests = {name: f"{rules} {digest}" for name, digest in digests.items()}
 
     def state(self, submission: Submission) -> Path:
@@ -107,6 +109,8 @@ class Grader:
             state = json.loads(self.state(submission).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        if state["status"] == "no score" and state["limits"] != self.limits:
+            return None  # it may get one now
         return state if state["digest"] == self.digest(submission) else None
 
     def grade(self, submission: Submission) -> None:
@@ -132,6 +136,7 @@ class Grader:
             gradebook.forget(self.course, student, name)
         seconds = round(time.monotonic() - started, 1)
         state = {"digest": digest, "status": status, "reasons": reasons, "seconds": seconds}
+        state["limits"] = self.limits
         write_file(self.state(submission), json.dumps(state, indent=1).encode())
 
     def _prepare(self, submission: Submission) -> list[str]:

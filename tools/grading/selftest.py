@@ -208,7 +208,7 @@ def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
 
 
 def told(course: Path, public: Path) -> list[str]:
-    """Lines of hidden tests that stand in some student's feedback.
+    """Lines of hidden tests that stand in some student's feedback, though not in the answers.
 
     Args:
         course: where the feedback is.
@@ -222,10 +222,11 @@ def told(course: Path, public: Path) -> list[str]:
     found = []
     for page in (course / "feedback").rglob("*.html"):
         nb = notebooks.read(public / page.stem / f"{page.stem}.ipynb")
-        shown = {line for c in nb.cells if role(c) != "hidden" for line in c.source.split("\n")}
+        theirs = course / "submitted" / page.parts[-3] / page.stem / page.name
+        own = "\n".join(c.source for c in notebooks.read(theirs.with_suffix(".ipynb")).cells)
         text = page.read_text(encoding="utf-8")
         plain = html.unescape(re.sub("<[^>]+>", "", text))
-        secret = set(hidden_lines(nb)) - {line.strip() for line in shown}
+        secret = [line for line in hidden_lines(nb) if line not in own]
         found += [f"{page}: {line}" for line in secret if line in plain]
     return found
 
