@@ -147,7 +147,7 @@ def meets(folder: Path, op: str, capability: tuple[int, int] | None, name: str =
         wanted = None if capability is None else list(capability)
         entries = [
             (entry["complete"], row)
-            for entry in content["ops"].values()
+            for entry in content.get("ops", {}).values()  # a comparison has none
             for row in entry["rows"]
             if row["op"] == op and row["capability"] == wanted and row["floor"]
         ]

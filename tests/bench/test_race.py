@@ -265,6 +265,8 @@ def test_a_kernel_is_backed_only_by_a_file_in_which_all_its_floors_are_met(tmp_p
     assert not race.meets(tmp_path, "norm", None)
     assert not race.meets(tmp_path, "other", (9, 0))
     assert not race.meets(tmp_path, "norm", (9, 0), "missing.json")
+    (tmp_path / "0.json").write_text(json.dumps({"quick": False, "rows": []}))  # a comparison
+    assert race.meets(tmp_path, "norm", (9, 0))
     for number, entry in enumerate(
         [
             (True, [good, ("norm", [9, 0], floor, False)]),

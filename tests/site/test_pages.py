@@ -559,3 +559,12 @@ def test_words_are_cut_for_two_languages():
         *("注", "意", "力", "注意", "意力", "x_t"),
     ]
     assert search.stem("Entropies") == search.stem("entropy")
+
+
+def test_every_committed_result_is_shown():
+    text = speed.page(ROOT)
+    for path in (ROOT / "bench/results").glob("*.json"):
+        assert f"bench/results/{path.name}" in text
+    rows = [line for line in text.splitlines() if line.startswith("| the recipe |")]
+    assert len(rows) == 1
+    assert "—" not in rows[0]

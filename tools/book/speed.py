@@ -29,7 +29,8 @@ def page(root: Path) -> str:
     results = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
     lines = [HEAD]
     for name, result in results.items():
-        lines += _language(name, result) if "recipes" in result else _race(name, result)
+        table = _language if "recipes" in result else _dcgan if "arms" in result else _race
+        lines += table(name, result)
     return "\n".join([*lines, "## What was not measured", "", *_gaps(results)]) + "\n"
 
 
@@ -110,6 +111,29 @@ def _language(name: str, result: dict) -> list[str]:
         size = rows[0]["parameters"]
         median = f"{statistics.median(bits):.3f}"
         lines.append(_cells(corpus, arm, f"{size:,}" if size else "—", median, spread))
+    return [*lines, ""]
+
+
+def _dcgan(name: str, result: dict) -> list[str]:
+    lines = [
+        *_head("Rules of the DCGAN", name, result),
+        f"- **Command:** `{result['command']}`: one rule of chapter 31 taken away at a time, all "
+        f"else as tuned for the full recipe, from {len(result['seeds'])} seeds.",
+        "",
+        "Of the averaged generator: the share of its images that the judge recognises, relative to "
+        "real images, and the Fréchet distance to real ones; median, and range over seeds.",
+        "",
+        "| arm | what is changed | recognised | range | Fréchet | range |",
+        "|:--|:--|--:|:--|--:|:--|",
+    ]
+    for arm, change in result["arms"].items():
+        rows = [row for row in result["rows"] if row["arm"] == arm]
+        shares = [row["averaged"]["recognised"] / row["real"]["recognised"] for row in rows]
+        distances = [row["averaged"]["frechet"] for row in rows]
+        cells = []
+        for values in (shares, distances) if rows else ():
+            cells += [f"{statistics.median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}"]
+        lines.append(_cells(arm, change, *(cells or ["—"] * 4)))
     return [*lines, ""]
 
 
