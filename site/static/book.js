@@ -26,17 +26,23 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// An equation that is wider than its line scrolls: by arrow keys, too, once Tab can reach it.
-function reachWideEquations() {
-  for (const equation of document.querySelectorAll("mjx-container[display=true]")) {
+// An equation that is wider than its line scrolls: by arrow keys, too, once Tab can reach it. The
+// line's width changes with the window, the sidebars and the fonts.
+const reachWide = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const equation = target.closest("mjx-container");
     if (equation.scrollWidth > equation.clientWidth) {
       equation.tabIndex = 0;
     } else {
       equation.removeAttribute("tabindex");
     }
   }
-}
+});
 window.addEventListener("load", () => {
-  window.MathJax?.startup?.promise?.then(reachWideEquations);
-  window.addEventListener("resize", reachWideEquations);
+  window.MathJax?.startup?.promise?.then(() => {
+    for (const equation of document.querySelectorAll("mjx-container[display=true]")) {
+      reachWide.observe(equation);
+      reachWide.observe(equation.firstElementChild);
+    }
+  });
 });

@@ -70,13 +70,17 @@ def broken_images(page: Page, selector: str) -> list[str]:
     )
 
 
+TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 def settle(page: Page) -> None:
-    """Wait until MathJax has set all equations; a page without any has no MathJax.
+    """Wait until MathJax has set all equations (a page may have none) and two frames are drawn.
 
     Args:
         page: the tab.
     """
     page.evaluate("() => window.MathJax?.startup.promise")
+    page.evaluate(TWO_FRAMES)
 
 
 def shown_equations(page: Page) -> Equations:

@@ -51,6 +51,7 @@ def test_a_page_reads_well_on_every_screen(name, course, book, axe, browser):
         page.add_script_tag(content=axe)
         for screen in SCREENS.values():
             page.set_viewport_size(screen)
+            settle(page)
             assert not page.evaluate(TOO_WIDE), screen
             assert broken_images(page, "article") == []
             for scheme in ("light", "dark"):
