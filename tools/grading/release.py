@@ -155,6 +155,8 @@ def environment(course: Path, **more: str) -> dict[str, str]:
     """
     config = str(Path(__file__).parent)
     here = {"AIGC_COURSE": str(course), "JUPYTER_CONFIG_PATH": config, "PYTHONPATH": str(ROOT)}
+    beside = os.path.dirname(sys.executable)  # nbgrader looks for its command alembic
+    here["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
     return os.environ | here | more
 
 
