@@ -32,7 +32,7 @@ except ImportError:  # Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-EXTRAS = "course,test,site,kernels,grading"
+EXTRAS = "course,test,site,kernels"
 
 # Sizes of the versions in constraints.txt, measured on Linux.
 PACKAGES = "270 MB of packages (470 MB on Linux, with Triton)"
