@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from comparisons import contents, fits
 from noise import filled, normal
 from torch import nn
 
@@ -40,12 +41,6 @@ MEASURES = dict.fromkeys(("recognised", "smallest", "label", "variance", "freche
 ARMS = list(dcgan.ARMS)
 OTHERS = [name for name in ARMS if name != dcgan.WHOLE]
 TINY = dcgan.Recipe(width=2, latent=3, batch=4, steps=5, images=12, samples=100)
-
-
-def fits(found, schema):
-    assert set(found) == set(schema)
-    for key, kind in schema.items():
-        assert isinstance(found[key], kind), f"{key} is {found[key]!r}"
 
 
 def check(content):
@@ -360,11 +355,6 @@ def bench(monkeypatch, tmp_path):
 
     run.folder = tmp_path
     return run
-
-
-def contents(folder):
-    paths = sorted(folder.iterdir(), key=lambda path: len(path.name))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def test_a_trial_runs_from_end_to_end(bench, capsys):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comparisons import contents, fits
 from torch import nn
 
 from aigc_lib import train
@@ -37,12 +38,6 @@ ROW = {
     **dict.fromkeys(("bits_per_character", "cpu_seconds", "wall_seconds"), NUMBER),
 }
 ARMS = ["GPT", "nanoGPT", "GRU"]
-
-
-def fits(found, schema):
-    assert set(found) == set(schema)
-    for key, kind in schema.items():
-        assert isinstance(found[key], kind), f"{key} is {found[key]!r}"
 
 
 def check(content):
@@ -365,11 +360,6 @@ def bench(monkeypatch, tmp_path):
 
     run.folder = tmp_path / "results"
     return run
-
-
-def contents(folder):
-    paths = sorted(folder.iterdir(), key=lambda path: len(path.name))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def test_a_run_leaves_a_whole_result_and_does_not_touch_an_earlier_one(bench, capsys):
