@@ -9,25 +9,25 @@ help: ## what each target does (this list)
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' Makefile | expand -t 22
 
 lab: ## study: JupyterLab on study/, your copy of the chapters [PORT=8888] [TORCH_INDEX=…]
-	$(COURSE) tools.lab --port "$(PORT)"
+	$(COURSE) tools.study.lab --port "$(PORT)"
 
 test: ## everything: lint, unit tests, every chapter executed and its proofs compared
-	$(COURSE) tools.suite
+	$(COURSE) tools.study.suite
 
 check: ## the quick version: lint, unit tests without a browser, one chapter [CHAPTER=00]
-	$(COURSE) tools.suite --only check --chapter "$(or $(CHAPTER),00)"
+	$(COURSE) tools.study.suite --only check --chapter "$(or $(CHAPTER),00)"
 
 run: ## execute one chapter without a browser: CHAPTER=00 [RUN=minute|coffee|gpu]
-	$(COURSE) tools.run --chapter "$(CHAPTER)" --tier "$(or $(RUN),minute)"
+	$(COURSE) tools.study.run --chapter "$(CHAPTER)" --tier "$(or $(RUN),minute)"
 
 refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
-	$(COURSE) tools.refresh --chapter "$(CHAPTER)"
+	$(COURSE) tools.study.refresh --chapter "$(CHAPTER)"
 
 book: ## render the book into _build/html/
-	$(COURSE) tools.site
+	$(COURSE) tools.book.site
 
 serve: ## render the book and show it in a browser [PORT=8000]
-	$(COURSE) tools.site --serve "$(or $(PORT),8000)"
+	$(COURSE) tools.book.site --serve "$(or $(PORT),8000)"
 
 assignments: ## the students' versions of the assignments, in build/release/
 	$(COURSE) tools.grading.release
@@ -43,13 +43,13 @@ grade-selftest: ## the grader graded: right, wrong and hostile submissions [JOBS
 	$(COURSE) tools.grading.selftest --jobs "$(JOBS)"
 
 kernels: ## Triton kernels without a GPU: interpreted against references, compiled for two GPUs
-	$(COURSE) tools.suite --only kernels
+	$(COURSE) tools.study.suite --only kernels
 
 bench: ## race the ops against their peers, about 3 minutes on a CPU [ONLY="norm attention"]
 	$(COURSE) bench $(if $(ONLY),--only $(ONLY))
 
 lint: ## ruff on code and notebooks, pydoclint on docstrings
-	$(COURSE) tools.suite --only lint
+	$(COURSE) tools.study.suite --only lint
 
 doctor: ## what this machine can run
 	$(COURSE) aigc_lib.doctor

@@ -41,10 +41,10 @@ class Measured(float):
 
 def identity(
     claim: str,
-    left: Tensor | Sequence | float | int,
-    right: Tensor | Sequence | float | int,
+    left: Tensor | Sequence | float,
+    right: Tensor | Sequence | float,
     *,
-    tol: float | int = 1e-10,
+    tol: float = 1e-10,
 ) -> float:
     """Check that two sides of an equation are the same numbers.
 
@@ -70,7 +70,7 @@ def identity(
 
 
 def monte_carlo(
-    claim: str, samples: Tensor, expected: Tensor | float | int, *, shift: float | int | None = None
+    claim: str, samples: Tensor, expected: Tensor | float, *, shift: float | None = None
 ) -> float:
     """Check an expectation by sampling: the mean lies within four standard errors of its value.
 
@@ -116,7 +116,7 @@ def monte_carlo(
     return Measured(off)
 
 
-def band(claim: str, value: Tensor | float | int, low: float | int, high: float | int) -> float:
+def band(claim: str, value: Tensor | float, low: float, high: float) -> float:
     """Check that a measured result lies in the band that five seeds set.
 
     Args:
@@ -141,7 +141,7 @@ def band(claim: str, value: Tensor | float | int, low: float | int, high: float 
 
 
 def same_function(
-    teaching: Callable, library: Callable, *inputs: Any, tol: float | int = 1e-10, seed: int = 0
+    teaching: Callable, library: Callable, *inputs: Any, tol: float = 1e-10, seed: int = 0
 ) -> float:
     """Check that two functions are one: equal outputs and equal gradients in every input.
 
@@ -167,7 +167,7 @@ def same_function(
 
 
 def same_module(
-    teaching: nn.Module, library: nn.Module, *inputs: Any, tol: float | int = 1e-10, seed: int = 0
+    teaching: nn.Module, library: nn.Module, *inputs: Any, tol: float = 1e-10, seed: int = 0
 ) -> float:
     """Check that two modules are one: the same parameters by name, outputs and gradients.
 
@@ -255,7 +255,7 @@ def task(name: str) -> Iterator[None]:
     raise NotYet(f"{name}: {sentence}")
 
 
-def answer(what: str, got: Any, expected: Tensor | float | int, *, tol: float | int = 1e-6) -> None:
+def answer(what: str, got: Any, expected: Tensor | float, *, tol: float = 1e-6) -> None:
     """Compare a student's result with the right one, as plain numbers.
 
     A tensor must be a torch.Tensor and no subclass, so that no object that calls itself equal to

@@ -45,7 +45,7 @@ def use_style() -> None:
 
 
 def panels(
-    titles: Sequence[str], *, rows: int = 1, width: float | int = 3.0, height: float | int = 3.0
+    titles: Sequence[str], *, rows: int = 1, width: float = 3.0, height: float = 3.0
 ) -> tuple[Figure, list[Axes]]:
     """A row, or several rows, of titled axes.
 
@@ -82,7 +82,7 @@ def density(
     log_density: Callable[[Tensor], Tensor],
     points: Tensor,
     *,
-    vmax: float | int | None = None,
+    vmax: float | None = None,
 ) -> None:
     """Draw a density on a square grid as a picture.
 
@@ -102,7 +102,7 @@ def density(
     _plane(ax)
 
 
-def scatter(ax: Axes, points: Tensor, *, half_width: float | int, color: str = "blue") -> None:
+def scatter(ax: Axes, points: Tensor, *, half_width: float, color: str = "blue") -> None:
     """Draw points of the plane as small dots.
 
     Args:
@@ -139,9 +139,7 @@ def images(ax: Axes, pixels: Tensor, *, columns: int) -> None:
     ax.set_axis_off()
 
 
-def curve(
-    ax: Axes, values: Sequence[float | int], *, label: str, color: str, smooth: int = 1
-) -> None:
+def curve(ax: Axes, values: Sequence[float], *, label: str, color: str, smooth: int = 1) -> None:
     """Draw a value per step, averaged over windows of `smooth` steps.
 
     Args:

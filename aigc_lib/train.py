@@ -111,7 +111,7 @@ class Together(torch.optim.Optimizer):
 
 
 def matrices_by_muon(
-    model: nn.Module, *, muon_lr: float | int = 0.02, adamw_lr: float | int = 3e-3
+    model: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 3e-3
 ) -> Together:
     """Muon for the matrices inside a model's blocks, AdamW for all else, without weight decay.
 
@@ -123,7 +123,7 @@ def matrices_by_muon(
     Derived: —
 
     Args:
-        model: a module whose attribute `blocks` holds its layers, such as `models.gpt.GPT`.
+        model: a module whose attribute `blocks` holds its layers, such as `models.text.gpt.GPT`.
         muon_lr: learning rate of the two-dimensional weights inside `blocks`.
         adamw_lr: learning rate of all other parameters.
 
@@ -159,7 +159,7 @@ class EMA:
         decay: the factor.
     """
 
-    def __init__(self, model: nn.Module, decay: float | int):
+    def __init__(self, model: nn.Module, decay: float):
         """Start the average at the weights as they are.
 
         Args:
@@ -218,7 +218,7 @@ class Player:
     ema: EMA | None = None
 
 
-def warmup_cosine(steps: int, *, warmup: int = 0, end: float | int = 0.0) -> Callable[[int], float]:
+def warmup_cosine(steps: int, *, warmup: int = 0, end: float = 0.0) -> Callable[[int], float]:
     """A schedule: rise linearly over `warmup` steps, then fall along half a cosine to `end`.
 
     Source: Loshchilov and Hutter 2017, equation 5, without restarts.
@@ -253,8 +253,8 @@ def run(
     optimizer: torch.optim.Optimizer,
     *,
     steps: int,
-    schedule: Callable[[int], float | int] | None = None,
-    clip: float | int | None = None,
+    schedule: Callable[[int], float] | None = None,
+    clip: float | None = None,
     ema: EMA | None = None,
     checkpoint: Checkpoint | None = None,
     save_every: int | None = None,
@@ -296,8 +296,8 @@ def alternating(
     players: Mapping[str, Player],
     *,
     steps: int,
-    schedule: Callable[[int], float | int] | None = None,
-    clip: float | int | None = None,
+    schedule: Callable[[int], float] | None = None,
+    clip: float | None = None,
     checkpoint: Checkpoint | None = None,
     save_every: int | None = None,
 ) -> Iterator[Step]:

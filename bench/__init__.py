@@ -8,6 +8,6 @@
     report    the table on the screen and the dated JSON file
 
 The other modules hold the cases: attention, norm, cross_entropy, linear_cross_entropy,
-sample_token and decode. Two comparisons stand apart: `python -m bench.language` trains language
-models for equal CPU time, `python -m bench.dcgan` a DCGAN without one of its rules at a time.
+sample_token and decode. Two comparisons stand apart: `python -m bench.experiments.language` trains language
+models for equal CPU time, `python -m bench.experiments.dcgan` a DCGAN without one of its rules at a time.
 """

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aigc_lib.models import gpt2_weights
-from aigc_lib.models.gpt import GPT, GPTConfig
+from aigc_lib.models.text import gpt2_weights
+from aigc_lib.models.text.gpt import GPT, GPTConfig
 from aigc_lib.sampling import decode
 from bench.arms import Arm, Case, Goal, plain
 

@@ -1,4 +1,4 @@
-"""Sphinx's settings for the book. `python -m tools.site` gathers the sources and runs Sphinx."""
+"""Sphinx's settings for the book. `python -m tools.book.site` gathers the sources and runs Sphinx."""
 
 import sys
 from pathlib import Path

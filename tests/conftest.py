@@ -4,21 +4,9 @@ import jaxtyping
 import pytest
 import torch
 
-# Named one by one: kernels stay out, their decorators do not survive the hook.
-HOOKED = [
-    "aigc_lib.check",
-    "aigc_lib.data",
-    "aigc_lib.device",
-    "aigc_lib.layers",
-    "aigc_lib.metrics",
-    "aigc_lib.models",
-    "aigc_lib.objectives",
-    "aigc_lib.ops",
-    "aigc_lib.plotting",
-    "aigc_lib.sampling",
-    "aigc_lib.train",
-]
-_hook = jaxtyping.install_import_hook(HOOKED, "beartype.beartype")
+from tests import parts
+
+_hook = parts.enforce_shapes()
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tools import ROOT, manifest, notebooks, rules
+from tools import ROOT
+from tools.study import manifest, notebooks, rules
 
 BOOK = manifest.load(ROOT)
 

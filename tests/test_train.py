@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aigc_lib import checkpoint, train
-from aigc_lib.models.gpt import GPT, GPTConfig
+from aigc_lib.models.text.gpt import GPT, GPTConfig
 
 
 class Problem:

@@ -1,6 +1,6 @@
 """Make sure that .venv holds what the course needs, then run a module with its Python.
 
-    python3 tools/bootstrap.py -m tools.lab ARGUMENTS
+    python3 tools/bootstrap.py -m tools.study.lab ARGUMENTS
 
 Standard library only. The file must run up to its first check on Python 3.6, so that an old Python
 gets one clear line and not a syntax error: no newer syntax, and only annotations it can evaluate.

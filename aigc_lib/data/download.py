@@ -81,7 +81,7 @@ def mnist(
     *,
     split: str = "train",
     mirrors: tuple[str, ...] = MIRRORS,
-    timeout: float | int = 30.0,
+    timeout: float = 30.0,
 ) -> tuple[Float[Tensor, "N 1 28 28"], Int[Tensor, " N"]]:
     """Handwritten digits, white on black; fetched once, then read from the folder.
 
@@ -114,7 +114,7 @@ def fetch(
     folder: str | os.PathLike,
     *,
     mirrors: tuple[str, ...] = MIRRORS,
-    timeout: float | int = 30.0,
+    timeout: float = 30.0,
 ) -> Path:
     """Have a file in a folder: as it is if it is there and right, else from the first good mirror.
 

@@ -98,7 +98,7 @@ def grid(num_cells: int) -> tuple[Float[Tensor, "N 2"], float]:
     return torch.stack([x.flatten(), y.flatten()], dim=1), width**2
 
 
-def mixture(num_modes: int = 8, *, radius: float | int = 2.0, sigma: float | int = 0.2) -> Density:
+def mixture(num_modes: int = 8, *, radius: float = 2.0, sigma: float = 0.2) -> Density:
     """Equal round Gaussians on a circle: p(x) = 1/K Σ_k N(x; c_k, σ² I).
 
     Args:
@@ -128,7 +128,7 @@ def mixture(num_modes: int = 8, *, radius: float | int = 2.0, sigma: float | int
     return Density(name=f"{num_modes} Gaussians", sampler=sampler, log_density=log_density)
 
 
-def rings(radii: tuple[float | int, ...] = (1.0, 2.0), *, sigma: float | int = 0.1) -> Density:
+def rings(radii: tuple[float, ...] = (1.0, 2.0), *, sigma: float = 0.1) -> Density:
     """Rings with a folded-normal radius: r = |R_k + σ ε|, at a uniform angle.
 
     p(x) = 1/K Σ_k [N(r; R_k, σ²) + N(−r; R_k, σ²)] / (2πr) with r = |x|.
@@ -163,7 +163,7 @@ def rings(radii: tuple[float | int, ...] = (1.0, 2.0), *, sigma: float | int = 0
     return Density(name=f"{len(radii)} rings", sampler=sampler, log_density=log_density)
 
 
-def moons(*, sigma: float | int = 0.15) -> Density:
+def moons(*, sigma: float = 0.15) -> Density:
     """Two interleaved half circles of radius 1.5, blurred by round Gaussian noise.
 
     p(x) = ½ Σ_m 1/π ∫₀^π N(x; c_m(θ), σ² I) dθ; the integral is evaluated by Gauss–Legendre

@@ -24,7 +24,7 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         width: C, of x, of the memory and of the output.
-        heads: H; must divide the width.
+        num_heads: H; must divide the width.
         is_causal: no token sees a later one.
         window: each token sees only keys nearer than this, as in `ops.attention`.
         bias: add one to each projection (that of the keys cancels in the softmax).
@@ -36,16 +36,16 @@ class MultiHeadAttention(nn.Module):
     def __init__(
         self,
         width: int,
-        heads: int,
+        num_heads: int,
         *,
         is_causal: bool = False,
         window: int | None = None,
         bias: bool = False,
     ):
         super().__init__()
-        if width < 1 or heads < 1 or width % heads:
-            raise ValueError(f"expected heads that divide the width, got {heads} and {width}")
-        self.width, self.heads = width, heads
+        if width < 1 or num_heads < 1 or width % num_heads:
+            raise ValueError(f"expected heads that divide the width, got {num_heads} and {width}")
+        self.width, self.num_heads = width, num_heads
         self.is_causal, self.window = is_causal, window
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(width, width, bias=bias)
@@ -58,7 +58,7 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Tensor, "B M C"] | Projected | None = None,
         *,
         mask: Bool[Tensor, "..."] | None = None,
-        turns: Float[Tensor, "T half 2"] | None = None,
+        rotary: Float[Tensor, "T half 2"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Let every token of x look something up.
@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
             memory: the tokens that are asked (cross-attention), or what `project` made of them;
                 None means x (self-attention).
             mask: True where a token may attend; any shape that broadcasts to (B, H, T, M).
-            turns: rotary positions of x, rows of `rotary_table`; self-attention only.
+            rotary: rotary positions of x, rows of `rotary_table`; self-attention only.
             cache: keys and values of earlier tokens, to which those of x are added; for a causal
                 layer without window, and then without memory and mask.
 
@@ -76,15 +76,15 @@ class MultiHeadAttention(nn.Module):
             (B, T, C) answers.
 
         Raises:
-            ValueError: x or memory is not of shape (B, tokens, C), the mask does not fit, or turns
+            ValueError: x or memory is not of shape (B, tokens, C), the mask does not fit, or rotary
                 or a cache come where they have no meaning.
         """
-        self._check_call(x, memory, mask, turns, cache)
+        self._check_call(x, memory, mask, rotary, cache)
         q = self._split(self.query(x))  #                                  B H T K
         k, v = self._keys_values(x, memory)  #                             B H M K
         is_causal = self.is_causal
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = append(cache, k, v)
             mask, is_causal = cache.mask, cache.mask is None
@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Tensor, "B M C"] | Projected | None = None,
         *,
         mask: Bool[Tensor, "..."] | None = None,
-        turns: Float[Tensor, "T half 2"] | None = None,
+        rotary: Float[Tensor, "T half 2"] | None = None,
     ) -> Float[Tensor, "B H T M"]:
         """The attention maps that `forward` uses but never writes down.
 
@@ -105,7 +105,7 @@ class MultiHeadAttention(nn.Module):
             x: as in `forward`, like the next three.
             memory: the tokens that are asked; None means x.
             mask: True where a token may attend.
-            turns: rotary positions of x.
+            rotary: rotary positions of x.
 
         Returns:
             (B, H, T, M) weights, each row a distribution over the keys.
@@ -113,10 +113,10 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: x or memory is not of shape (B, tokens, C), or the mask does not fit.
         """
-        self._check_call(x, memory, mask, turns, None)
+        self._check_call(x, memory, mask, rotary, None)
         q, (k, _) = self._split(self.query(x)), self._keys_values(x, memory)
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         return attention_weights(q, k, mask=mask, is_causal=self.is_causal, window=self.window)
 
     def project(self, memory: Float[Tensor, "B M C"]) -> Projected:
@@ -140,15 +140,15 @@ class MultiHeadAttention(nn.Module):
         return self.project(x if memory is None else memory)
 
     def _split(self, x: Tensor) -> Tensor:
-        x = x.view(*x.shape[:2], self.heads, self.width // self.heads)
+        x = x.view(*x.shape[:2], self.num_heads, self.width // self.num_heads)
         return x.transpose(1, 2)  #                                        B H T K
 
-    def _check_call(self, x, memory, mask, turns, cache) -> None:
+    def _check_call(self, x, memory, mask, rotary, cache) -> None:
         self._check(x, "x")
         if isinstance(memory, Tensor):
             self._check(memory, "memory", x.shape[0])
-        if turns is not None and memory is not None:
-            raise ValueError("expected no turns beside a memory: its places are not those of x")
+        if rotary is not None and memory is not None:
+            raise ValueError("expected no rotary beside a memory: its positions are not those of x")
         if cache is not None:
             alone = self.window is None and memory is None and mask is None
             if not (self.is_causal and alone):

@@ -37,7 +37,7 @@ class Block(nn.Module):
         norm: Callable[[], nn.Module],
         *,
         cross: MultiHeadAttention | None = None,
-        dropout: float | int = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.attention_norm, self.attention = norm(), attention
@@ -52,7 +52,7 @@ class Block(nn.Module):
         *,
         mask: Bool[Tensor, "..."] | None = None,
         memory_mask: Bool[Tensor, "..."] | None = None,
-        turns: Float[Tensor, "T half 2"] | None = None,
+        rotary: Float[Tensor, "T half 2"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Run the block.
@@ -62,13 +62,13 @@ class Block(nn.Module):
             memory: what `cross` looks at, or its keys and values as `cross.project` gave them.
             mask: True where a token may attend in x.
             memory_mask: True where a token may attend in the memory.
-            turns: rotary positions of the tokens, None without.
+            rotary: rotary positions of the tokens, None without.
             cache: this layer's earlier keys and values.
 
         Returns:
             The stream with the answers added.
         """
-        x = self._attend(x, mask, turns, cache)
+        x = self._attend(x, mask, rotary, cache)
         if self.cross is not None:
             x = self._add(x, self.cross(self.cross_norm(x), memory, mask=memory_mask))
         return self._add(x, self.mlp(self.mlp_norm(x)))
@@ -93,8 +93,8 @@ class Block(nn.Module):
         x = self._attend(x, None, None, None)
         return self.cross.weights(self.cross_norm(x), memory, mask=memory_mask)
 
-    def _attend(self, x, mask, turns, cache) -> Tensor:
-        answer = self.attention(self.attention_norm(x), mask=mask, turns=turns, cache=cache)
+    def _attend(self, x, mask, rotary, cache) -> Tensor:
+        answer = self.attention(self.attention_norm(x), mask=mask, rotary=rotary, cache=cache)
         return self._add(x, answer)
 
     def _add(self, x, answer) -> Tensor:
@@ -117,28 +117,28 @@ class Stack(nn.ModuleList):
         *,
         mask: Bool[Tensor, "..."] | None = None,
         memory_mask: Bool[Tensor, "..."] | None = None,
-        turns: Float[Tensor, "T half 2"] | None = None,
+        rotary: Float[Tensor, "T half 2"] | None = None,
         cache: KVCache | None = None,
-        places: Int[Tensor, " T"] | None = None,
+        positions: Int[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Run all blocks.
 
         Args:
-            x: as in `Block`, like `mask`, `memory_mask` and `turns`.
+            x: as in `Block`, like `mask`, `memory_mask` and `rotary`.
             memory: what every block looks at, or each one's own keys and values.
             mask: True where a token may attend in x.
             memory_mask: True where a token may attend in the memory.
-            turns: rotary positions of the tokens.
+            rotary: rotary positions of the tokens.
             cache: of the tokens before x; it is filled and advanced.
-            places: of the tokens, as the cache gave them; needed with a cache.
+            positions: of the tokens, as the cache gave them; needed with a cache.
 
         Returns:
             The stream after the last block.
         """
-        parts = [None] * len(self) if cache is None else cache.layers(places)
+        parts = [None] * len(self) if cache is None else cache.layers(positions)
         memories = memory if isinstance(memory, list) else [memory] * len(self)
         for block, seen, part in zip(self, memories, parts, strict=True):
-            x = block(x, seen, mask=mask, memory_mask=memory_mask, turns=turns, cache=part)
+            x = block(x, seen, mask=mask, memory_mask=memory_mask, rotary=rotary, cache=part)
         if cache is not None:
             cache.advance(x.shape[1])
         return x
@@ -175,9 +175,9 @@ class Stack(nn.ModuleList):
         return KVCache(
             len(self),
             batch,
-            attention.heads,
+            attention.num_heads,
             length,
-            attention.width // attention.heads,
+            attention.width // attention.num_heads,
             dtype=weight.dtype if dtype is None else dtype,
             device=weight.device if device is None else device,
         )

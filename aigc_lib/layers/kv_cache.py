@@ -18,21 +18,21 @@ class LayerCache(NamedTuple):
     Attributes:
         keys: (B, H, length, K), a view of the cache's.
         values: (B, H, length, K), likewise.
-        places: (T,) places of the new tokens.
+        positions: (T,) positions of the new tokens.
         mask: (T, length), True where a new token may attend; None means all keys up to its own,
             the last new token standing at the last key.
     """
 
     keys: Float[Tensor, "B H M K"]
     values: Float[Tensor, "B H M K"]
-    places: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
     mask: Bool[Tensor, "T M"] | None
 
 
 def append(
     part: LayerCache, k: Float[Tensor, "B H T K"], v: Float[Tensor, "B H T K"]
 ) -> tuple[Float[Tensor, "B H M K"], Float[Tensor, "B H M K"]]:
-    """Write new keys and values at their places.
+    """Write new keys and values at their positions.
 
     No gradient flows through a cache.
 
@@ -48,11 +48,11 @@ def append(
         ValueError: the new keys are not of the cache's batch, heads and head width.
     """
     batch, heads, _, width = part.keys.shape
-    shape = (batch, heads, part.places.shape[0], width)
+    shape = (batch, heads, part.positions.shape[0], width)
     if k.shape != shape:
         raise ValueError(f"expected keys of shape {shape} for this cache, got {tuple(k.shape)}")
     for store, new in ((part.keys, k), (part.values, v)):
-        store.index_copy_(2, part.places, _as(store.dtype, new.detach()))
+        store.index_copy_(2, part.positions, _as(store.dtype, new.detach()))
     return _as(k.dtype, part.keys), _as(v.dtype, part.values)
 
 
@@ -81,9 +81,9 @@ class KVCache:
 
     def __init__(
         self,
-        layers: int,
+        num_layers: int,
         batch: int,
-        heads: int,
+        num_heads: int,
         length: int,
         width: int,
         *,
@@ -93,9 +93,9 @@ class KVCache:
         """Allocate an empty cache.
 
         Args:
-            layers: number of attention layers.
+            num_layers: number of attention layers.
             batch: B.
-            heads: H.
+            num_heads: H.
             length: most tokens that it can hold.
             width: K, of a head.
             dtype: of keys and values; None means torch's default.
@@ -104,9 +104,11 @@ class KVCache:
         Raises:
             ValueError: a size is below 1.
         """
-        shape = (layers, batch, heads, length, width)
+        shape = (num_layers, batch, num_heads, length, width)
         if min(shape) < 1:
-            raise ValueError(f"expected layers, batch, heads, length, width >= 1, got {shape}")
+            raise ValueError(
+                f"expected num_layers, batch, num_heads, length, width >= 1, got {shape}"
+            )
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
@@ -117,7 +119,7 @@ class KVCache:
         """Most tokens that it can hold."""
         return self.keys.shape[3]
 
-    def places(self, num_tokens: int) -> Int[Tensor, " T"]:
+    def positions(self, num_tokens: int) -> Int[Tensor, " T"]:
         """Where the next tokens go: position, position + 1, …
 
         Args:
@@ -136,23 +138,23 @@ class KVCache:
             raise ValueError(
                 f"expected tokens that fit into a cache of {self.length}, got {num_tokens}{behind}"
             )
-        places = torch.arange(held, held + num_tokens, device=self.position.device)
-        return places if asking else self.position + places
+        positions = torch.arange(held, held + num_tokens, device=self.position.device)
+        return positions if asking else self.position + positions
 
-    def layers(self, places: Int[Tensor, " T"]) -> list[LayerCache]:
-        """Each layer's part, for a call whose tokens go to these places.
+    def layers(self, positions: Int[Tensor, " T"]) -> list[LayerCache]:
+        """Each layer's part, for a call whose tokens go to these positions.
 
         Args:
-            places: as `places` gave them.
+            positions: as `positions` gave them.
 
         Returns:
             One part for each layer; they share one mask.
         """
         mask = None
         if not self.is_exact:
-            mask = torch.arange(self.length, device=places.device) <= places[:, None]
+            mask = torch.arange(self.length, device=positions.device) <= positions[:, None]
         return [
-            LayerCache(keys, values, places, mask)
+            LayerCache(keys, values, positions, mask)
             for keys, values in zip(self.keys.unbind(), self.values.unbind(), strict=True)
         ]
 
@@ -169,7 +171,7 @@ class KVCache:
         self.position.zero_()
 
     def until(self, end: int) -> "KVCache":
-        """A view of the first places, for a caller who knows the position as a number.
+        """A view of the first positions, for a caller who knows the position as a number.
 
         With one token a call that is given `cache.until(position + 1)` reads only what is filled,
         and needs no mask. The view shares keys, values and position with the cache.
@@ -191,8 +193,8 @@ class KVCache:
         return view
 
 
-def places_of(tokens: Int[Tensor, "B T"], cache: KVCache | None) -> Int[Tensor, " T"]:
-    """The places of some tokens in their text: behind the cache, or from 0 on.
+def positions_of(tokens: Int[Tensor, "B T"], cache: KVCache | None) -> Int[Tensor, " T"]:
+    """The positions of some tokens in their text: behind the cache, or from 0 on.
 
     Args:
         tokens: (B, T).
@@ -206,4 +208,4 @@ def places_of(tokens: Int[Tensor, "B T"], cache: KVCache | None) -> Int[Tensor, 
     """
     if cache is None:
         return torch.arange(tokens.shape[1], device=tokens.device)
-    return cache.places(tokens.shape[1])
+    return cache.positions(tokens.shape[1])

@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
         ValueError: the width is below 1.
     """
 
-    def __init__(self, width: int, *, bias: bool = True, eps: float | int = 1e-5):
+    def __init__(self, width: int, *, bias: bool = True, eps: float = 1e-5):
         super().__init__()
         _check(width)
         self.eps = eps
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
         ValueError: the width is below 1.
     """
 
-    def __init__(self, width: int, *, eps: float | int = 1e-6):
+    def __init__(self, width: int, *, eps: float = 1e-6):
         super().__init__()
         _check(width)
         self.eps = eps

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def sinusoidal(
-    positions: Num[Tensor, " T"], width: int, *, base: float | int = 10_000
+    positions: Num[Tensor, " T"], width: int, *, base: float = 10_000
 ) -> Float[Tensor, "T C"]:
     """Write each position as the hands of C/2 clocks that run at different speeds.
 
@@ -34,9 +34,7 @@ def sinusoidal(
     return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)  #      T C
 
 
-def shift_matrix(
-    offset: float | int, width: int, *, base: float | int = 10_000
-) -> Float[Tensor, "C C"]:
+def shift_matrix(offset: float, width: int, *, base: float = 10_000) -> Float[Tensor, "C C"]:
     """The rotation that moves every sinusoidal position by the same offset: p_{t+δ} = R_δ p_t.
 
     R_δ is block diagonal; block i is [[cos ω_i δ, sin ω_i δ], [−sin ω_i δ, cos ω_i δ]].
@@ -62,7 +60,7 @@ def shift_matrix(
 
 
 def rotary_table(
-    positions: Num[Tensor, " T"], width: int, *, base: float | int = 10_000
+    positions: Num[Tensor, " T"], width: int, *, base: float = 10_000
 ) -> Float[Tensor, "T half 2"]:
     """The angles by which rotary positions turn queries and keys, as cosines and sines.
 
@@ -87,7 +85,7 @@ def rotary_table(
 
 
 def rotate(
-    x: Float[Tensor, "... T K"], turns: Float[Tensor, "T half 2"]
+    x: Float[Tensor, "... T K"], rotary: Float[Tensor, "T half 2"]
 ) -> Float[Tensor, "... T K"]:
     """Turn queries or keys by the angles of their positions, a pair of neighbours at a time.
 
@@ -101,25 +99,25 @@ def rotate(
 
     Args:
         x: queries or keys, with any leading axes.
-        turns: rows of `rotary_table`, one for each of the T positions.
+        rotary: rows of `rotary_table`, one for each of the T positions.
 
     Returns:
         As x, each pair's length kept; computed in the wider of both dtypes, rounded once.
 
     Raises:
-        ValueError: the turns do not fit x.
+        ValueError: the rotary do not fit x.
     """
-    if x.ndim < 2 or turns.shape != (x.shape[-2], x.shape[-1] // 2, 2) or x.shape[-1] % 2:
+    if x.ndim < 2 or rotary.shape != (x.shape[-2], x.shape[-1] // 2, 2) or x.shape[-1] % 2:
         raise ValueError(
-            "expected turns of shape (tokens, head width / 2, 2) for x (..., tokens, head width), "
-            f"got {tuple(turns.shape)} for {tuple(x.shape)}"
+            "expected rotary of shape (tokens, head width / 2, 2) for x (..., tokens, head width), "
+            f"got {tuple(rotary.shape)} for {tuple(x.shape)}"
         )
     pairs = x.unflatten(-1, (-1, 2))  #                                    ... T K/2 2
-    if not torch.compiler.is_compiling() and turns.dtype == x.dtype and _is_complex_view(pairs):
+    if not torch.compiler.is_compiling() and rotary.dtype == x.dtype and _is_complex_view(pairs):
         # One pass over memory: a pair is a complex number, and a turn multiplies it by e^{iθt}.
-        turned = torch.view_as_complex(pairs) * torch.view_as_complex(turns.contiguous())
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotary.contiguous())
         return torch.view_as_real(turned).flatten(-2)  #                   ... T K
-    (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)  #        ... T K/2
+    (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)  #        ... T K/2
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
     return turned.flatten(-2).to(x.dtype)
 
@@ -139,20 +137,20 @@ class _Table(nn.Module):
         table = self._exact().to(torch.get_default_device(), torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, places: Int[Tensor, " T"]) -> Float[Tensor, "T ..."]:
+    def forward(self, positions: Int[Tensor, " T"]) -> Float[Tensor, "T ..."]:
         """Look up the rows of some positions.
 
         Args:
-            places: from 0 to length − 1.
+            positions: from 0 to length − 1.
 
         Returns:
             One row for each.
         """
-        return self.table.index_select(0, places)
+        return self.table.index_select(0, positions)
 
     def _exact(self) -> Tensor:
-        places = torch.arange(self.length, dtype=torch.float64, device="cpu")
-        return self._rows(places, self.width, base=self.base)
+        positions = torch.arange(self.length, dtype=torch.float64, device="cpu")
+        return self._rows(positions, self.width, base=self.base)
 
     def _apply(self, fn, recurse=True):
         # A change of dtype or device starts from the exact table, not from a rounded one, nor from
@@ -179,12 +177,12 @@ class Sinusoidal(_Table):
 
     _rows = staticmethod(sinusoidal)
 
-    def __init__(self, width: int, length: int, *, base: float | int = 10_000):
+    def __init__(self, width: int, length: int, *, base: float = 10_000):
         super().__init__(width, length, base)
 
 
 class Rotary(_Table):
-    """The turns of `rotary_table` for the first positions, for `rotate`.
+    """The rotary of `rotary_table` for the first positions, for `rotate`.
 
     Source: Su et al. 2021, equation 15.
     Derived: 13_gpt eq-rotary
@@ -200,11 +198,11 @@ class Rotary(_Table):
 
     _rows = staticmethod(rotary_table)
 
-    def __init__(self, width: int, length: int, *, base: float | int = 10_000):
+    def __init__(self, width: int, length: int, *, base: float = 10_000):
         super().__init__(width, length, base)
 
 
-def _speeds(width: int, base: float | int) -> Tensor:
+def _speeds(width: int, base: float) -> Tensor:
     if width < 2 or width % 2:
         raise ValueError(f"expected an even width >= 2, got {width}")
     if base <= 0:

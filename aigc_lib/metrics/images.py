@@ -88,9 +88,7 @@ class Report:
         return "\n".join(lines)
 
 
-def recognition_rate(
-    probabilities: Float[Tensor, "N K1"], *, threshold: float | int = 0.9
-) -> float:
+def recognition_rate(probabilities: Float[Tensor, "N K1"], *, threshold: float = 0.9) -> float:
     """The share of samples that the judge takes for one certain digit: max_k<K p_k > threshold.
 
     Args:
@@ -124,9 +122,7 @@ def label_agreement(probabilities: Float[Tensor, "N K1"], labels: Int[Tensor, " 
     return (probabilities.argmax(1) == labels).double().mean().item()
 
 
-def class_coverage(
-    probabilities: Float[Tensor, "N K1"], *, threshold: float | int = 0.9
-) -> Coverage:
+def class_coverage(probabilities: Float[Tensor, "N K1"], *, threshold: float = 0.9) -> Coverage:
     """How the recognised samples spread over the classes; the others count nowhere.
 
     With the shares s_k, evenness is −Σ_k s_k ln s_k / ln K.
@@ -324,7 +320,7 @@ def report(
     return Report(rows=rows, count=count, preset=preset, judge=judge)
 
 
-def gaussian_blur(images: Float[Tensor, "N 1 Y X"], sigma: float | int) -> Float[Tensor, "N 1 Y X"]:
+def gaussian_blur(images: Float[Tensor, "N 1 Y X"], sigma: float) -> Float[Tensor, "N 1 Y X"]:
     """Each pixel becomes an average of its neighbours, weighted by exp(−distance² / 2σ²).
 
     The weights sum to one and end at three sigma; outside the image all is black.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 
-def bits_per_character(nats: float | int, characters: int) -> float:
+def bits_per_character(nats: float, characters: int) -> float:
     """The code length of a text under a model, per character: L / (N ln 2), in bits.
 
     L = −Σ_t ln p(token_t | tokens before) is summed over all tokens of the text, in nats; N counts
@@ -29,7 +29,7 @@ def bits_per_character(nats: float | int, characters: int) -> float:
     return _per(nats, characters, "characters") / math.log(2)
 
 
-def perplexity(nats: float | int, tokens: int) -> float:
+def perplexity(nats: float, tokens: int) -> float:
     """The number of equally likely tokens that would surprise as much: exp(L / N).
 
     Source: Jelinek, Mercer, Bahl and Baker 1977, who introduced it as 2 to the entropy in bits.

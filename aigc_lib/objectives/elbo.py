@@ -19,7 +19,7 @@ from aigc_lib.ops.cross_entropy import loss_dtype
 
 
 def elbo(
-    log_likelihood: Float[Tensor, " B"], kl: Float[Tensor, " B"], *, beta: float | int = 1.0
+    log_likelihood: Float[Tensor, " B"], kl: Float[Tensor, " B"], *, beta: float = 1.0
 ) -> Float[Tensor, " B"]:
     """The bound from its two terms, reconstruction and rate.
 
@@ -245,7 +245,7 @@ def importance_weighted_bound(log_weights: Float[Tensor, "S B"]) -> Float[Tensor
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def free_bits(kl: Float[Tensor, "B G"], floor: float | int) -> Float[Tensor, " B"]:
+def free_bits(kl: Float[Tensor, "B G"], floor: float) -> Float[Tensor, " B"]:
     """A rate that costs no less than a floor in each group, so that using less of it gains nothing.
 
     r_b = Σ_g [KL_bg if mean_b(KL_bg) > λ, else λ],   in nats; for `elbo` in place of the KL.

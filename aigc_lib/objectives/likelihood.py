@@ -54,7 +54,7 @@ def bernoulli_log_likelihood(
 def gaussian_log_likelihood(
     x: Float[Tensor, "B *D"],
     mean: Float[Tensor, "B *D"],
-    log_var: Float[Tensor, "..."] | float | int,
+    log_var: Float[Tensor, "..."] | float,
 ) -> Float[Tensor, " B"]:
     """How well independent Gaussians explain real numbers: the logarithm of a density.
 
@@ -96,7 +96,7 @@ def gaussian_log_density(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 def discretized_logistic_log_likelihood(
     x: Float[Tensor, "B *D"],
     mean: Float[Tensor, "B *D"],
-    log_scale: Float[Tensor, "..."] | float | int,
+    log_scale: Float[Tensor, "..."] | float,
     num_bins: int = 256,
 ) -> Float[Tensor, " B"]:
     """How well logistic distributions, cut into bins, explain pixels of a few levels.
@@ -160,7 +160,7 @@ def _check(x, expected, name) -> None:
         raise ValueError(f"expected floating-point numbers, got {x.dtype} and {expected.dtype}")
 
 
-def _one_or_each(value: Tensor | float | int, mean: Tensor, name: str) -> Tensor:
+def _one_or_each(value: Tensor | float, mean: Tensor, name: str) -> Tensor:
     wide = loss_dtype(mean)
     if not isinstance(value, Tensor):
         return mean.new_full((), value, dtype=wide)

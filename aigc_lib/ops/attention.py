@@ -29,7 +29,7 @@ def attention(
     mask: Bool[Tensor, "..."] | None = None,
     is_causal: bool = False,
     window: int | None = None,
-    scale: float | int | None = None,
+    scale: float | None = None,
     impl: str | None = None,
 ) -> Float[Tensor, "B H T K"]:
     """Average the values with weights that say how well each key answers the query.
@@ -83,7 +83,7 @@ def attention_weights(
     mask: Bool[Tensor, "..."] | None = None,
     is_causal: bool = False,
     window: int | None = None,
-    scale: float | int | None = None,
+    scale: float | None = None,
 ) -> Float[Tensor, "B H T M"]:
     """The weights a_ij of `attention`, for looking at them; each row sums to one, or to zero.
 
@@ -158,7 +158,7 @@ def attention_forward(
 
     A query sees the keys from `left` before its own place to `right` after it.
     """
-    from aigc_lib.kernels import attention_forward as kernels
+    from aigc_lib.kernels.attention import forward as kernels
 
     return kernels.forward(q, k, v, mask, scale, left, right)
 
@@ -184,7 +184,7 @@ def attention_backward(
     to_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, and dk with dv, each where it is wanted, else without elements."""
-    from aigc_lib.kernels import attention_backward as kernels
+    from aigc_lib.kernels.attention import backward as kernels
 
     return kernels.backward(q, k, v, out, lse, grad, mask, scale, left, right, to_queries, to_keys)
 

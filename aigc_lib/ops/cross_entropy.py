@@ -13,7 +13,7 @@ def cross_entropy(
     targets: Int[Tensor, "*batch"],
     *,
     ignore_index: int = -100,
-    label_smoothing: float | int = 0.0,
+    label_smoothing: float = 0.0,
     impl: str | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Price the right class at each position: −log of the probability that it was given.
@@ -55,9 +55,7 @@ def cross_entropy(
     return run(logits, targets, ignore_index, float(label_smoothing))
 
 
-def reference(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float | int
-) -> Tensor:
+def reference(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float) -> Tensor:
     """The formula of `cross_entropy`, without its checks."""
     z = logits.to(loss_dtype(logits))
     is_counted = targets != ignore_index
@@ -93,7 +91,7 @@ def _triton(logits, targets, ignore_index, label_smoothing) -> Tensor:
 def _forward(
     logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    from aigc_lib.kernels import cross_entropy as kernels
+    from aigc_lib.kernels.cross_entropy import kernels
 
     return kernels.loss(logits, targets, ignore_index, label_smoothing)
 
@@ -113,7 +111,7 @@ def _backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
-    from aigc_lib.kernels import cross_entropy as kernels
+    from aigc_lib.kernels.cross_entropy import kernels
 
     return kernels.gradient(dlosses, logits, targets, lses, ignore_index, label_smoothing)
 
@@ -142,7 +140,7 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def check_settings(targets: Tensor, ignore_index: int, label_smoothing: float | int) -> None:
+def check_settings(targets: Tensor, ignore_index: int, label_smoothing: float) -> None:
     """Refuse what is wrong with the targets' dtype, `ignore_index` and `label_smoothing`."""
     if targets.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"expected targets of torch.int64 or torch.int32, got {targets.dtype}")

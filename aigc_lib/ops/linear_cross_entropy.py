@@ -31,7 +31,7 @@ def linear_cross_entropy(
     targets: Int[Tensor, "*batch"],
     *,
     ignore_index: int = -100,
-    label_smoothing: float | int = 0.0,
+    label_smoothing: float = 0.0,
     reduction: str = "mean",
     chunk: int | None = None,
     impl: str | None = None,
@@ -265,7 +265,7 @@ def _price_cached(logits, places, label_smoothing, needs_gradient) -> Tensor:
 
 
 def _price_by_kernel(logits, targets, ignore_index, label_smoothing, needs_gradient) -> Tensor:
-    from aigc_lib.kernels import cross_entropy as kernels
+    from aigc_lib.kernels.cross_entropy import kernels
 
     if needs_gradient:
         return kernels.loss_and_gradient_(logits, targets, ignore_index, label_smoothing)

@@ -24,7 +24,7 @@ def layer_norm(
     weight: Float[Tensor, " C"] | None = None,
     bias: Float[Tensor, " C"] | None = None,
     *,
-    eps: float | int = 1e-5,
+    eps: float = 1e-5,
     impl: str | None = None,
 ) -> Float[Tensor, "... C"]:
     """Bring each row to mean 0 and variance 1, then scale and shift its channels.
@@ -59,7 +59,7 @@ def rms_norm(
     x: Float[Tensor, "... C"],
     weight: Float[Tensor, " C"] | None = None,
     *,
-    eps: float | int = 1e-6,
+    eps: float = 1e-6,
     impl: str | None = None,
 ) -> Float[Tensor, "... C"]:
     """Bring each row to mean square 1, then scale its channels.
@@ -169,7 +169,7 @@ def norm_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool
 ) -> tuple[Tensor, Tensor]:
     """y, and for the backward 1/√(σ² + eps) and, if centred, μ of each row, in float32."""
-    from aigc_lib.kernels import norm
+    from aigc_lib.kernels.norm import kernels as norm
 
     return norm.forward(x, weight, bias, eps, center)
 
@@ -190,7 +190,7 @@ def norm_backward(
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """dx, and the wanted ones of dw and db, in float32, as rows."""
-    from aigc_lib.kernels import norm
+    from aigc_lib.kernels.norm import kernels as norm
 
     return norm.backward(dy, x, weight, statistics, weight_gradient, bias_gradient)
 

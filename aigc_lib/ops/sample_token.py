@@ -22,9 +22,9 @@ COLDEST, HOTTEST = 1e-37, 1e37
 def sample_token(
     logits: Float[Tensor, "B V"],
     *,
-    temperature: float | int = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
-    top_p: float | int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
     uniform: Float[Tensor, " B"] | None = None,
     impl: str | None = None,
@@ -141,7 +141,7 @@ def _triton(
     top_k: int | None,
     top_p: float | None,
 ) -> Tensor:
-    from aigc_lib.kernels import sample_token as kernels
+    from aigc_lib.kernels.sample_token import kernels
 
     return kernels.sample_token(logits, uniform, temperature, top_k, top_p)
 

@@ -28,9 +28,9 @@ def generate(
     prompt: Int[Tensor, "B T"],
     *,
     max_new_tokens: int,
-    temperature: float | int = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
-    top_p: float | int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
     cache: bool = True,
@@ -76,7 +76,7 @@ def generate(
     run = _Run(model, prompt, max_new_tokens, settings, generator, stop, cache)
     patience = _patience(prompt.device)
     with torch.inference_mode():
-        for place in run.places:
+        for place in run.positions:
             run.step(place)
             if place % patience == 0 and run.all_stopped(place):
                 run.tokens[:, place + 1 :] = run.tokens[:, place : place + 1]
@@ -89,9 +89,9 @@ def stream(
     prompt: Int[Tensor, "B T"],
     *,
     max_new_tokens: int,
-    temperature: float | int = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
-    top_p: float | int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
     cache: bool = True,
@@ -125,7 +125,7 @@ def stream(
     run = _Run(model, prompt, max_new_tokens, settings, generator, stop, cache)
 
     def columns():
-        for place in run.places:
+        for place in run.positions:
             # The mode must not stay on while the caller has the word.
             with torch.inference_mode():
                 run.step(place)
@@ -143,9 +143,9 @@ def step(
     cache: object,
     uniform: Float[Tensor, " B"] | None = None,
     *,
-    temperature: float | int = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
-    top_p: float | int | None = None,
+    top_p: float | None = None,
     stop: Int[Tensor, " N"] | None = None,
 ) -> Int[Tensor, "B 1"]:
     """Draw the token that follows; with one token and a `KVCache`, a step of fixed shapes.
@@ -171,7 +171,7 @@ def step(
     """
     head_weight = getattr(model, "head_weight", None)
     if head_weight is not None and hasattr(model, "features"):
-        # The other places' logits would be most of a prompt's work in a small model.
+        # The other positions' logits would be most of a prompt's work in a small model.
         logits = F.linear(model.features(tokens, cache=cache)[:, -1], head_weight)  # B V
     else:
         logits = model(tokens, cache=cache)[:, -1]
@@ -194,7 +194,7 @@ class _Run:
         sample_token(nothing, **settings, uniform=nothing[0])
         batch, start = prompt.shape
         total = start + max_new_tokens
-        self.places = range(start, total)
+        self.positions = range(start, total)
         self.tokens = torch.empty(batch, total, dtype=torch.int64, device=prompt.device)
         self.tokens[:, :start] = prompt
         stop = [stop] if isinstance(stop, int) else stop
@@ -210,7 +210,7 @@ class _Run:
 
     def step(self, place: int) -> None:
         """Draw the tokens of one place."""
-        start, tokens = self.places.start, self.tokens
+        start, tokens = self.positions.start, self.tokens
         uniform = None if self.uniforms is None else self.uniforms[place - start]
         stop = None if place == start else self.stop
         if self.cache is None:
@@ -233,7 +233,7 @@ class _Run:
         """Record the step that draws this place's tokens; replaying it draws any later one's."""
         token = self.tokens[:, place - 1 : place].clone()
         uniform = None if self.uniforms is None else self.uniforms[0].clone()
-        first, start = token.clone(), self.places.start
+        first, start = token.clone(), self.positions.start
 
         def once():
             token.copy_(self.next(token, self.cache, uniform, stop=self.stop))
@@ -259,7 +259,7 @@ def _patience(device: torch.device) -> int:
 
 
 def _is_recordable(run: _Run) -> bool:
-    return run.tokens.is_cuda and len(run.places) > _STEPS_WORTH_RECORDING
+    return run.tokens.is_cuda and len(run.positions) > _STEPS_WORTH_RECORDING
 
 
 def _record(once: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:

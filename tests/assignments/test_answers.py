@@ -20,9 +20,10 @@ import torch
 from matplotlib import pyplot as plt
 
 from aigc_lib.check import NotYet
-from tools import ROOT, notebooks
+from tools import ROOT
 from tools.grading import source
 from tools.grading.source import grade_id, role
+from tools.study import notebooks
 
 GRADING = ROOT / "tests" / "grading"  # has one more, to test the grader with
 PATHS = {path.stem: path for path in [*source.find(GRADING), *source.find()]}

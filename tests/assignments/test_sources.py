@@ -9,9 +9,10 @@ import sys
 import pytest
 from test_answers import ANSWERS, PATHS
 
-from tools import ROOT, notebooks
+from tools import ROOT
 from tools.grading import source
 from tools.grading.source import HIDDEN, SOLUTION, grade_id, nbgrader, role
+from tools.study import notebooks
 
 each = pytest.mark.parametrize("name", PATHS)
 KEYS = {"grade", "grade_id", "locked", "schema_version", "solution", "task"}

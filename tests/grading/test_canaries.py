@@ -5,9 +5,10 @@ import torch
 from nbformat.v4 import new_code_cell, new_output
 
 from aigc_lib import check
-from tools import ROOT, notebooks
+from tools import ROOT
 from tools.grading import canaries
 from tools.grading.source import role
+from tools.study import notebooks
 
 NB = notebooks.read(ROOT / "tests" / "grading" / "99_tiny" / "99_tiny.ipynb")
 TESTS = [cell for cell in NB.cells if role(cell) in ("visible", "hidden")]

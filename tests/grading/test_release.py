@@ -6,9 +6,10 @@ import shutil
 import nbformat
 import pytest
 
-from tools import ROOT, Refusal, notebooks
+from tools import ROOT, Refusal
 from tools.grading import release, source
 from tools.grading.source import grade_id
+from tools.study import notebooks
 
 PUBLIC = ROOT / "tests" / "grading"
 NB = notebooks.read(PUBLIC / "99_tiny" / "99_tiny.ipynb")

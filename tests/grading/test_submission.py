@@ -6,9 +6,10 @@ import json
 import nbformat
 import pytest
 
-from tools import ROOT, Refusal, notebooks
+from tools import ROOT, Refusal
 from tools.grading import source, submission
 from tools.grading.source import grade_id, nbgrader
+from tools.study import notebooks
 
 NB = notebooks.read(ROOT / "tests" / "grading" / "99_tiny" / "99_tiny.ipynb")
 

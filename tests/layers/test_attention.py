@@ -81,8 +81,8 @@ def test_a_window_reaches_so_many_tokens_back():
 def test_turns_rotate_the_queries_and_keys_of_each_head_and_not_the_values():
     # H = 3 heads of width 2: one pair in each.
     layer, x = noisy(is_causal=True), tokens(T)
-    places = torch.tensor([0.0, 1.0, 5.0, 2.5], dtype=torch.float64)
-    turn = torch.stack([shift_matrix(-t, 2) for t in places.tolist()])
+    positions = torch.tensor([0.0, 1.0, 5.0, 2.5], dtype=torch.float64)
+    turn = torch.stack([shift_matrix(-t, 2) for t in positions.tolist()])
     heads = [
         (x @ w.weight.T).unflatten(2, (H, 2)).transpose(1, 2)
         for w in (layer.query, layer.key, layer.value)
@@ -90,17 +90,17 @@ def test_turns_rotate_the_queries_and_keys_of_each_head_and_not_the_values():
     q, k = (torch.einsum("tij,bhtj->bhti", turn, y) for y in heads[:2])
     answer = attention_by_loops(q, k, heads[2], may_attend=lambda b, h, i, j: j <= i)
     want = answer.transpose(1, 2).flatten(2) @ layer.output.weight.T
-    turns = rotary_table(places, 2)
-    assert torch.allclose(layer(x, turns=turns), want, atol=1e-12)
-    rebuilt = layer.weights(x, turns=turns) @ heads[2]
+    rotary = rotary_table(positions, 2)
+    assert torch.allclose(layer(x, rotary=rotary), want, atol=1e-12)
+    rebuilt = layer.weights(x, rotary=rotary) @ heads[2]
     assert torch.allclose(rebuilt.transpose(1, 2).flatten(2) @ layer.output.weight.T, want)
 
 
 def test_with_turns_a_shift_of_all_places_changes_nothing():
-    layer, x, places = noisy(), tokens(T), torch.arange(T, dtype=torch.float64)
-    out = layer(x, turns=rotary_table(places, 2))
-    assert torch.allclose(layer(x, turns=rotary_table(places + 7, 2)), out, atol=1e-12)
-    assert not torch.allclose(layer(x, turns=rotary_table(places * 2, 2)), out, atol=1e-3)
+    layer, x, positions = noisy(), tokens(T), torch.arange(T, dtype=torch.float64)
+    out = layer(x, rotary=rotary_table(positions, 2))
+    assert torch.allclose(layer(x, rotary=rotary_table(positions + 7, 2)), out, atol=1e-12)
+    assert not torch.allclose(layer(x, rotary=rotary_table(positions * 2, 2)), out, atol=1e-3)
 
 
 def test_a_memory_may_be_projected_once():
@@ -247,10 +247,10 @@ class TestBadInput:
             layer.weights(x, memory[..., :5])
 
     def test_turns_beside_a_memory(self):
-        layer, x, turns = noisy(), tokens(T), rotary_table(torch.arange(T).double(), 2)
+        layer, x, rotary = noisy(), tokens(T), rotary_table(torch.arange(T).double(), 2)
         for memory in (tokens(M), layer.project(tokens(M))):
-            with pytest.raises(ValueError, match="expected no turns beside a memory"):
-                layer(x, memory, turns=turns)
+            with pytest.raises(ValueError, match="expected no rotary beside a memory"):
+                layer(x, memory, rotary=rotary)
 
     def test_a_memory_to_project(self):
         with pytest.raises(ValueError, match=r"expected memory of shape \(batch, tokens, 6\), got"):

@@ -152,8 +152,8 @@ def test_a_stack_runs_its_blocks_in_order_and_each_has_its_part_of_the_cache():
     cache, parts = stack.new_cache(B, 9), []
     assert cache.keys.shape == (3, B, H, 9, C // H)
     for part in x.split([1, 2, 1], 1):
-        places = cache.places(part.shape[1])
-        parts.append(stack(part, projected, cache=cache, places=places))
+        positions = cache.positions(part.shape[1])
+        parts.append(stack(part, projected, cache=cache, positions=positions))
     assert torch.allclose(torch.cat(parts, 1), want, atol=1e-12)
     assert cache.position.item() == T
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aigc_lib.layers.attention import MultiHeadAttention
-from aigc_lib.layers.kv_cache import KVCache, append, places_of
+from aigc_lib.layers.kv_cache import KVCache, append, positions_of
 
 LAYERS, B, H, LENGTH, K = 2, 3, 2, 7, 4
 
@@ -19,11 +19,11 @@ def test_what_is_appended_stands_at_its_places_and_nowhere_else():
     cache, held = fresh(), torch.zeros(LAYERS, 2, B, H, LENGTH, K, dtype=torch.float64)
     start = 0
     for num_tokens in (3, 1, 2):
-        places = cache.places(num_tokens)
-        assert places.tolist() == list(range(start, start + num_tokens))
-        for index, part in enumerate(cache.layers(places)):
+        positions = cache.positions(num_tokens)
+        assert positions.tolist() == list(range(start, start + num_tokens))
+        for index, part in enumerate(cache.layers(positions)):
             k, v = some(num_tokens), some(num_tokens)
-            held[index, 0, :, :, places], held[index, 1, :, :, places] = k, v
+            held[index, 0, :, :, positions], held[index, 1, :, :, positions] = k, v
             keys, values = append(part, k, v)
             assert torch.equal(keys, held[index, 0])
             assert torch.equal(values, held[index, 1])
@@ -36,7 +36,7 @@ def test_what_is_appended_stands_at_its_places_and_nowhere_else():
 def test_a_new_token_may_attend_to_those_before_it_and_to_itself():
     cache = fresh()
     cache.advance(2)
-    mask = cache.layers(cache.places(3))[0].mask
+    mask = cache.layers(cache.positions(3))[0].mask
     assert mask.int().tolist() == [[1] * n + [0] * (LENGTH - n) for n in (3, 4, 5)]
 
 
@@ -45,7 +45,7 @@ def test_a_view_shares_keys_values_and_position():
     cache.advance(2)
     view = cache.until(5)
     assert view.length == 5
-    part = view.layers(view.places(3))[1]
+    part = view.layers(view.positions(3))[1]
     assert part.mask is None
     k, v = some(3), some(3)
     keys, _ = append(part, k, v)
@@ -61,29 +61,29 @@ def test_reset_starts_again_in_the_same_memory():
     pointer = cache.keys.data_ptr(), cache.position.data_ptr()
     cache.advance(4)
     cache.reset()
-    assert cache.places(2).tolist() == [0, 1]
+    assert cache.positions(2).tolist() == [0, 1]
     assert pointer == (cache.keys.data_ptr(), cache.position.data_ptr())
 
 
 def test_places_without_a_cache_count_from_zero():
     tokens = torch.zeros(B, 3).long()
-    assert places_of(tokens, None).tolist() == [0, 1, 2]
+    assert positions_of(tokens, None).tolist() == [0, 1, 2]
     cache = fresh()
     cache.advance(2)
-    assert places_of(tokens, cache).tolist() == [2, 3, 4]
+    assert positions_of(tokens, cache).tolist() == [2, 3, 4]
 
 
 def test_keys_may_be_kept_in_another_dtype():
     cache = fresh(dtype=torch.bfloat16)
     k = some(2)
-    keys, values = append(cache.layers(cache.places(2))[0], k, k)
+    keys, values = append(cache.layers(cache.positions(2))[0], k, k)
     assert keys.dtype == values.dtype == torch.float64
     assert torch.equal(keys[:, :, :2], k.bfloat16().double())
 
 
 def test_no_gradient_is_kept():
     cache = fresh()
-    part = cache.layers(cache.places(2))[0]
+    part = cache.layers(cache.positions(2))[0]
     append(part, some(2).requires_grad_(), some(2).requires_grad_())
     assert not cache.keys.requires_grad
     assert not cache.values.requires_grad
@@ -97,7 +97,7 @@ def test_attention_with_a_cache_equals_attention_to_the_whole(exact):
     for num_tokens in (2, 1, 3, 1):
         end = start + num_tokens
         now = cache.until(end) if exact else cache
-        part = now.layers(now.places(num_tokens))[0]
+        part = now.layers(now.positions(num_tokens))[0]
         parts.append(layer(x[:, start:end], cache=part))
         now.advance(num_tokens)
         start = end
@@ -109,7 +109,7 @@ def test_what_stands_behind_the_position_is_never_looked_at():
     x, cache = torch.randn(B, 3, H * K).double(), fresh()
     cache.keys.fill_(1e3)
     cache.values.fill_(1e3)
-    out = layer(x, cache=cache.layers(cache.places(3))[0])
+    out = layer(x, cache=cache.layers(cache.positions(3))[0])
     assert torch.allclose(out, layer(x), atol=1e-13)
 
 
@@ -122,11 +122,11 @@ class TestBadInput:
     def test_overflow(self):
         cache = fresh()
         with pytest.raises(ValueError, match="tokens that fit into a cache of 7, got 8 behind 0"):
-            cache.places(8)
+            cache.positions(8)
         cache.advance(6)
-        assert cache.places(1).tolist() == [6]
+        assert cache.positions(1).tolist() == [6]
         with pytest.raises(ValueError, match="tokens that fit into a cache of 7, got 2 behind 6"):
-            cache.places(2)
+            cache.positions(2)
 
     @pytest.mark.parametrize("end", [0, 8])
     def test_views(self, end):
@@ -135,7 +135,7 @@ class TestBadInput:
 
     def test_another_batch(self):
         cache = fresh()
-        part = cache.layers(cache.places(2))[0]
+        part = cache.layers(cache.positions(2))[0]
         with pytest.raises(
             ValueError, match=r"expected keys of shape \(3, 2, 2, 4\) for this cach"
         ):
@@ -144,13 +144,13 @@ class TestBadInput:
     @pytest.mark.parametrize("settings", [{"is_causal": False}, {"is_causal": True, "window": 2}])
     def test_layers_that_can_have_none(self, settings):
         layer, cache = MultiHeadAttention(8, 2, **settings).double(), fresh()
-        part, x = cache.layers(cache.places(2))[0], torch.randn(B, 2, 8).double()
+        part, x = cache.layers(cache.positions(2))[0], torch.randn(B, 2, 8).double()
         with pytest.raises(ValueError, match="expected a causal layer without window, memory and"):
             layer(x, cache=part)
 
     def test_memory_and_mask_beside_a_cache(self):
         layer, cache = MultiHeadAttention(8, 2, is_causal=True).double(), fresh()
-        part, x = cache.layers(cache.places(2))[0], torch.randn(B, 2, 8).double()
+        part, x = cache.layers(cache.positions(2))[0], torch.randn(B, 2, 8).double()
         for more in ({"memory": x}, {"mask": torch.ones(2, 2).bool()}):
             with pytest.raises(ValueError, match="without window, memory and mask beside a cache"):
                 layer(x, cache=part, **more)

@@ -161,22 +161,22 @@ def test_the_gradient_of_a_turn_is_the_turn_back():
 
 @pytest.mark.parametrize(("make", "rows"), [(Rotary, rotary_table), (Sinusoidal, sinusoidal)])
 def test_a_table_holds_the_exact_rows_in_any_dtype_and_is_not_saved(make, rows):
-    module, places = make(C, 300, base=500), torch.tensor([299, 0, 17])
+    module, positions = make(C, 300, base=500), torch.tensor([299, 0, 17])
     exact = rows(torch.arange(300, dtype=torch.float64), C, base=500)
-    assert torch.equal(module(places), exact[places].float())
-    assert torch.equal(module.bfloat16().double()(places), exact[places])
+    assert torch.equal(module(positions), exact[positions].float())
+    assert torch.equal(module.bfloat16().double()(positions), exact[positions])
     assert not module.state_dict()
     with torch.device("meta"):
         lost = make(C, 300, base=500)
     assert lost.table.is_meta
-    assert torch.equal(lost.to_empty(device="cpu")(places), exact[places].float())
+    assert torch.equal(lost.to_empty(device="cpu")(positions), exact[positions].float())
 
 
 def test_rotary_traces_as_one_graph(hook_off):
     x, module = torch.randn(2, 3, 6, C), Rotary(C, 6)
 
-    def turned(x, places):
-        return rotate(x, module(places))
+    def turned(x, positions):
+        return rotate(x, module(positions))
 
     compiled = torch.compile(turned, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x, torch.arange(6)), turned(x, torch.arange(6)), atol=1e-6)
@@ -199,13 +199,13 @@ class TestBadInput:
     @pytest.mark.parametrize("shape", [(5, 5, 2), (6, 4, 2), (6, 5), (6, 5, 1)])
     def test_turns(self, shape):
         with pytest.raises(
-            ValueError, match=r"expected turns of shape \(tokens, head width / 2, 2"
+            ValueError, match=r"expected rotary of shape \(tokens, head width / 2, 2"
         ):
             rotate(torch.zeros(2, 6, C), torch.zeros(shape))
 
     def test_an_odd_head(self):
         with pytest.raises(
-            ValueError, match=r"expected turns of shape .* got \(6, 1, 2\) for \(6, 3"
+            ValueError, match=r"expected rotary of shape .* got \(6, 1, 2\) for \(6, 3"
         ):
             rotate(torch.zeros(6, 3), torch.zeros(6, 1, 2))
         with pytest.raises(ValueError, match="expected an even width >= 2, got 3"):

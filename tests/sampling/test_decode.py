@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from aigc_lib.models.gpt import GPT, GPTConfig
-from aigc_lib.models.transformer import Transformer, TransformerConfig
+from aigc_lib.models.text.gpt import GPT, GPTConfig
+from aigc_lib.models.text.transformer import Transformer, TransformerConfig
 from aigc_lib.ops.sample_token import sample_token
 from aigc_lib.sampling import decode
 

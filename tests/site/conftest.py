@@ -41,7 +41,7 @@ def built(tmp_path_factory) -> Path:
     with filelock.FileLock(f"{home}.lock"):
         if not (home / "said.json").exists():
             copy_of_the_course(home)
-            command = [sys.executable, "-m", "tools.site"]
+            command = [sys.executable, "-m", "tools.book.site"]
             said = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
             answer = {"code": said.returncode, "stdout": said.stdout, "stderr": said.stderr}
             (home / "said.json").write_text(json.dumps(answer))
@@ -50,7 +50,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def said(built) -> dict:
-    """What `python -m tools.site` said there: code, stdout, stderr."""
+    """What `python -m tools.book.site` said there: code, stdout, stderr."""
     return json.loads((built / "said.json").read_text())
 
 

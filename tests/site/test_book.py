@@ -14,8 +14,9 @@ from browsing import (
 )
 from equations import in_notebook
 
-from tools import ROOT, manifest
+from tools import ROOT
 from tools.book import api
+from tools.study import manifest
 
 pytestmark = pytest.mark.browser
 

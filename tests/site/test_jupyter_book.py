@@ -11,8 +11,9 @@ import yaml
 from browsing import unavailable
 from test_pages import SMALL
 
-from tools import ROOT, manifest
+from tools import ROOT
 from tools.book import jupyter_book, npm
+from tools.study import manifest
 
 # The real theme would come from the network; this one takes what the engine makes of the pages.
 STUB = """

@@ -10,7 +10,7 @@ from browsing import broken_images, raw_markup
 from equations import Equations, in_notebook
 from playwright.sync_api import Page, expect
 
-from tools import manifest
+from tools.study import manifest
 
 pytestmark = pytest.mark.browser
 

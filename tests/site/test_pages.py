@@ -11,11 +11,12 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from pybtex.database import Entry, Person, parse_file
 
-from tools import ROOT, Refusal, manifest
+from tools import ROOT, Refusal
 from tools.book import api, course_map, figures, front, glossary, sources, speed, teach
 from tools.book.assignments import Assignment, read
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.book.search import EnglishAndChinese
+from tools.study import manifest
 
 
 def chapter(file, *needs, minutes=90, **more):

@@ -16,8 +16,9 @@ from PIL import Image
 from pygments.styles import get_style_by_name
 from pygments.token import Token
 
-from tools import ROOT, Refusal, bootstrap, manifest, site
-from tools.book import lighter, npm
+from tools import ROOT, Refusal, bootstrap
+from tools.book import lighter, npm, site
+from tools.study import manifest
 
 NOTEBOOK = f"chapters/{sample.NAME}.ipynb"
 
@@ -307,5 +308,5 @@ class edited:
 
 
 def run_site(root: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.site"]
+    command = [sys.executable, "-m", "tools.book.site"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

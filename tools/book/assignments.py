@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from tools import Refusal, notebooks
-from tools.manifest import Book
+from tools import Refusal
+from tools.study import notebooks
+from tools.study.manifest import Book
 
 _TITLE = re.compile(r"# Assignment (\d\d)\. (\S.*)")
 _TASK = re.compile(r"^\|[^|]+\| *(\d+) *\| *(\d+) *\|$", re.M)

@@ -6,7 +6,7 @@ import textwrap
 from typing import NamedTuple
 
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
-from tools.manifest import Book, Chapter
+from tools.study.manifest import Book, Chapter
 
 WIDTH = 800  # of the picture, in its own units
 LABEL = 160  # of the column with the parts' names

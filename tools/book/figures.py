@@ -5,7 +5,7 @@ import re
 
 from docutils import nodes
 
-from tools.notebooks import CAPTION
+from tools.study.notebooks import CAPTION
 
 _LABELS = ("panels", "set_title", "suptitle", "title", "set_xlabel", "set_ylabel", "curve", "plot")
 

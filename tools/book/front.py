@@ -2,7 +2,7 @@
 
 from tools.book import course_map, filling, teach
 from tools.book.parts import PARTS, chapters_of
-from tools.manifest import Book
+from tools.study.manifest import Book
 
 
 def page(book: Book, template: str) -> str:

@@ -2,8 +2,9 @@
 
 import yaml
 
-from tools import ROOT, command, manifest, write_file
+from tools import ROOT, command, write_file
 from tools.book.parts import PARTS, chapters_of
+from tools.study import manifest
 
 FILE = "myst.yml"
 HEAD = "# Written by `python -m tools.book.jupyter_book` from book.toml.\n"

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tools import Refusal
-from tools.manifest import Book, Chapter
+from tools.study.manifest import Book, Chapter
 
 
 class Part(NamedTuple):

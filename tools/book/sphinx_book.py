@@ -12,7 +12,7 @@ from sphinx.util import logging
 from tools.book import api, assignments, figures, glossary, sources
 from tools.book.assignments import Assignment
 from tools.book.search import EnglishAndChinese
-from tools.manifest import Book
+from tools.study.manifest import Book
 
 _LOG = logging.getLogger(__name__)
 

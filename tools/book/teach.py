@@ -3,7 +3,7 @@
 from tools.book import filling
 from tools.book.assignments import Assignment
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
-from tools.manifest import Book, Chapter
+from tools.study.manifest import Book, Chapter
 
 LENGTHS = (6, 12, 14)  # weeks
 PER_WEEK = 2  # chapters, at most

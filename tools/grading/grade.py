@@ -22,10 +22,11 @@ from typing import IO
 import nbformat
 from tqdm import tqdm
 
-from tools import ROOT, Refusal, command, notebooks, write_file
+from tools import ROOT, Refusal, command, write_file
 from tools.grading import gradebook, job, release, source
 from tools.grading.sandbox import LIMITS
 from tools.grading.submission import EXPECTED, Submission, compose, discover, parse, suspicious
+from tools.study import notebooks
 
 PLACES = """{course}/grades.csv: points.  {course}/feedback/: pages for students.
 {course}/needs_a_human.md: {count} of {total} need a person's look."""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from tools import ROOT, Refusal, command, notebooks, write_file
+from tools import ROOT, Refusal, command, write_file
 from tools.grading import source
 from tools.grading.source import HIDDEN, SOLUTION, grade_id, nbgrader, role
+from tools.study import notebooks
 
 COURSE = ROOT / "build"
 

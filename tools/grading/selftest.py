@@ -22,9 +22,10 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from tools import ROOT, command, notebooks, write_file
+from tools import ROOT, command, write_file
 from tools.grading import hostile, release, source
 from tools.grading.source import grade_id, nbgrader, role
+from tools.study import notebooks
 
 FIXTURE = ROOT / "tests" / "grading"
 LIMITS = "cell=40,total=400,memory=2.5e9,tasks=120,disk=1e8"

@@ -9,7 +9,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from tools import ROOT
-from tools.notebooks import has_tag
+from tools.study.notebooks import has_tag
 
 SOURCES = ROOT / "assignments"
 ANSWERS = ROOT / "tests" / "assignments"

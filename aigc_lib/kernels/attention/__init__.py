@@ -1,0 +1,1 @@
+"""Fused attention: kernels forward and backward, and how they join autograd."""

@@ -1,0 +1,1 @@
+"""Drawing a token: the kernels, and how they are registered."""

@@ -1,0 +1,1 @@
+"""Models that give a density in closed form."""

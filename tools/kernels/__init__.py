@@ -1,0 +1,1 @@
+"""Kernels without a GPU: every shipped configuration compiled for two capabilities."""

@@ -1,0 +1,1 @@
+"""Study and write chapters: lab, run, refresh, the suite, and what they share."""
