@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from aigc_lib import device as devices
 from aigc_lib import train
 from aigc_lib.data.glyphs import glyphs
+from aigc_lib.ema import EMA
 from aigc_lib.metrics import images as measures
 from aigc_lib.models.adversarial.gan import DCGANConfig, DCGANDiscriminator, DCGANGenerator
 from aigc_lib.models.vision.judge import load_judge
@@ -253,7 +254,7 @@ def players(
 
     settings = {"lr": recipe.lr, "betas": (arm.beta1, 0.999)}
     adam_D, adam_G = (torch.optim.Adam(net.parameters(), **settings) for net in (D, G))
-    ema = train.EMA(G, recipe.decay)
+    ema = EMA(G, recipe.decay)
     return {
         "discriminator": train.Player(loss_fn=loss_D, model=D, optimizer=adam_D),
         "generator": train.Player(loss_fn=loss_G, model=G, optimizer=adam_G, ema=ema),

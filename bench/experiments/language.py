@@ -39,6 +39,7 @@ from aigc_lib.metrics.text import bits_per_character
 from aigc_lib.models.text.gpt import GPT, GPTConfig
 from aigc_lib.models.text.ngram import NGram
 from aigc_lib.ops.linear_cross_entropy import linear_cross_entropy
+from aigc_lib.optimizers import matrices_by_muon
 from bench import report
 from tools import Refusal, command
 
@@ -178,7 +179,7 @@ def new_arm(recipe: Recipe, vocab_size: int) -> tuple[nn.Module, torch.optim.Opt
         model = GPT(GPTConfig(**sizes, context=context))
     lr = recipe.adamw_lr
     if recipe.muon_lr is not None:
-        return model, train.matrices_by_muon(model, muon_lr=recipe.muon_lr, adamw_lr=lr)
+        return model, matrices_by_muon(model, muon_lr=recipe.muon_lr, adamw_lr=lr)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]

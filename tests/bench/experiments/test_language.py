@@ -13,10 +13,10 @@ import torch
 from comparisons import contents, fits
 from torch import nn
 
-from aigc_lib import train
 from aigc_lib.data.text import Corpus
 from aigc_lib.models.text.gpt import GPT, GPTConfig
 from aigc_lib.models.text.ngram import NGram
+from aigc_lib.optimizers import Together
 from bench import report
 from bench.experiments import language
 from tools import ROOT, Refusal
@@ -156,7 +156,7 @@ def test_the_gpt_has_its_matrices_trained_by_muon_and_the_gru_by_adamw(corpus):
     assert [arm for arm in recipes if arm != "AdamW"] == ARMS
     model, optimizer = language.new_arm(recipes["GPT"], 65)
     assert isinstance(model, GPT)
-    assert isinstance(optimizer, train.Together)
+    assert isinstance(optimizer, Together)
     rates = [recipes["GPT"].muon_lr, recipes["GPT"].adamw_lr]
     assert [group["lr"] for group in optimizer.param_groups] == rates
     model, optimizer = language.new_arm(recipes["GRU"], 65)

@@ -8,6 +8,7 @@ from noise import filled, normal
 from references import convolve_by_patches, paint_by_patches
 
 from aigc_lib import train
+from aigc_lib.ema import EMA
 from aigc_lib.models.adversarial.gan import (
     DCGANConfig,
     DCGANDiscriminator,
@@ -194,7 +195,7 @@ def ring(count, draw):
 def test_two_perceptrons_find_four_modes(generator):
     config = ToyGANConfig(hidden=64)
     g, d = ToyGenerator(config), ToyDiscriminator(config)
-    ema = train.EMA(g, 0.99)
+    ema = EMA(g, 0.99)
 
     def noise(count):
         return torch.randn(count, 2, generator=generator)
