@@ -49,6 +49,11 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def loss_dtype(x: torch.Tensor) -> torch.dtype:
+    """What a loss of x is computed and returned in: x's precision, at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def seed_everything(seed: int) -> torch.Generator:
     """Seed Python, NumPy and torch (every device), and return a CPU generator of the same seed.
 
