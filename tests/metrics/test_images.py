@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -235,6 +236,49 @@ def test_a_report_sets_samples_beside_real_images_blurred_ones_and_noise(generat
     assert rows["half"].recognised == 0.5
 
 
+def headstrong_judge(x):
+    """A stand-in that looks for the class in another corner than the one asked for."""
+    features, _ = brightness_judge(x)
+    bright = (x[:, 0, -1, -1] > 0.5).float()
+    p = torch.stack([bright, 1 - bright, 0 * bright], 1)
+    unsure = torch.arange(len(x)) % 5 == 0
+    return features, torch.where(unsure[:, None], torch.tensor([0.6, 0.2, 0.2]), p)
+
+
+def test_each_measure_in_a_report_is_of_what_the_judge_says_not_of_what_was_asked(generator):
+    real, (x, labels) = fake_images(80, generator), fake_images(40, generator)
+    x = torch.where((labels == 0)[:, None, None, None], 0.1 * x, x)
+    table = module.report(
+        headstrong_judge, {"mine": (x, labels)}, real, generator, preset="easy", judge="0123abcd"
+    )
+    row = table.rows[-1]
+    (reference, _), (features, p) = headstrong_judge(real[0][:40]), headstrong_judge(x)
+    sure, seen = p.max(1).values > 0.9, p.argmax(1)
+    assert row.recognised == pytest.approx(sure.double().mean().item()) == pytest.approx(0.8)
+    assert row.agreement == pytest.approx((seen == labels).double().mean().item())
+    assert 0.2 < row.agreement < 0.8
+    seen, labels = seen[sure], labels[sure]
+    shares = [(seen == k).double().mean().item() for k in (0, 1)]
+    assert row.coverage.shares.tolist() == pytest.approx(shares)
+    want = within_class_variance(features[sure], seen, reference, real[1][:40])
+    assert row.variance == pytest.approx(want, rel=1e-12)
+    asked = within_class_variance(features[sure], labels, reference, real[1][:40])
+    every = within_class_variance(features, p.argmax(1), reference, real[1][:40])
+    assert min(abs(want - asked), abs(want - every)) > 0.02
+    assert row.frechet == pytest.approx(frechet_distance(features, reference), rel=1e-9)
+    printed = [
+        f"{row.recognised:.1%}",
+        f"{row.agreement:.1%}",
+        "100%",
+        f"{min(shares):.1%}",
+        f"{-sum(s * math.log2(s) for s in shares):.2f}",
+        f"{want:.2f}",
+        f"{row.frechet:.2f}",
+    ]
+    assert str(table).splitlines()[-1].split() == ["mine", *printed]
+    assert len(set(printed)) == 7
+
+
 def test_a_printed_report_names_count_preset_and_judge(generator):
     table = module.report(
         brightness_judge,
@@ -253,94 +297,109 @@ def test_a_printed_report_names_count_preset_and_judge(generator):
     assert lines[3].split()[2] == "—"
 
 
+LABELS = torch.tensor([0, 0, 1, 1, 1])
+FEATURES = torch.tensor([[0.0, 1], [1, 2], [4, 1], [2, 2], [0, 3]])
+X = torch.ones(10, 1, 14, 14)
+MU, EYE = torch.zeros(2), torch.eye(2)
+NO_PROBABILITIES = [
+    (ValueError, torch.tensor([[0.5, 0.5]])),  # no second digit
+    (ValueError, torch.tensor([0.5, 0.3, 0.2])),
+    (ValueError, torch.zeros(0, 11)),
+    (TypeError, torch.tensor([[1, 0, 0]])),
+    (ValueError, torch.tensor([[2.0, 1.0, -1.0]])),  # logits
+    (ValueError, torch.tensor([[math.nan, 0.5, 0.5]])),
+    (ValueError, torch.tensor([[0.5, 0.3, 0.1]])),
+    (ValueError, torch.tensor([[1.2, -0.2, 0.0]])),
+]
+NO_LABELS = [
+    (ValueError, torch.zeros(4).long()),
+    (TypeError, torch.zeros(5)),
+    (TypeError, torch.zeros(5).bool()),
+    (ValueError, torch.tensor([0, 1, 2, 0, -1])),
+]
+NO_FEATURES = [
+    (ValueError, FEATURES[0]),
+    (TypeError, FEATURES.long()),
+    (ValueError, FEATURES / 0),
+    (ValueError, FEATURES * math.nan),
+]
+NO_COVARIANCE = [-EYE, torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.diag(EYE[0] - 0.1)]
+
+
+def reported(samples, real):
+    draw = torch.Generator().manual_seed(0)
+    return module.report(brightness_judge, samples, real, draw, preset="full", judge="-")
+
+
 @pytest.mark.parametrize(
-    "p",
+    ("error", "name", "call"),
     [
-        torch.tensor([[0.5, 0.5]]),  # no second digit
-        torch.tensor([0.5, 0.3, 0.2]),
-        torch.zeros(0, 11),
-        torch.tensor([[1, 0, 0]]),
-        torch.tensor([[2.0, 1.0, -1.0]]),  # logits
-        torch.tensor([[math.nan, 0.5, 0.5]]),
-        torch.tensor([[0.5, 0.3, 0.1]]),
-        torch.tensor([[1.2, -0.2, 0.0]]),
+        *(
+            (error, "probabilities", partial(function, p))
+            for error, p in NO_PROBABILITIES
+            for function in (
+                recognition_rate,
+                class_coverage,
+                lambda p: label_agreement(p, torch.zeros(len(p), dtype=torch.long)),
+            )
+        ),
+        *(
+            (ValueError, "threshold", partial(function, P, threshold=threshold))
+            for function in (recognition_rate, class_coverage)
+            for threshold in (0.4, 1.0, 90, math.nan)
+        ),
+        *((error, "labels", partial(label_agreement, P[:5], k)) for error, k in NO_LABELS),
+        (ValueError, "labels", lambda: label_agreement(P[:5], torch.tensor([0, 1, 2, 3, 0]))),
+        *(
+            (error, "labels", partial(within_class_variance, FEATURES, k, FEATURES, LABELS))
+            for error, k in NO_LABELS
+        ),
+        *(
+            (error, "real_labels", partial(within_class_variance, FEATURES, LABELS, FEATURES, k))
+            for error, k in NO_LABELS
+        ),
+        *(
+            (error, "features", partial(within_class_variance, f, LABELS, FEATURES, LABELS))
+            for error, f in NO_FEATURES
+        ),
+        *(
+            (error, "real_features", partial(within_class_variance, FEATURES, LABELS, f, LABELS))
+            for error, f in [*NO_FEATURES, (ValueError, FEATURES[:, :1])]
+        ),
+        *(
+            (ValueError, "real_features", partial(within_class_variance, FEATURES, LABELS, f, k))
+            for f, k in (
+                (torch.ones(5, 2), LABELS),  # all the same
+                (FEATURES[:0], LABELS[:0]),
+                (FEATURES, torch.tensor([0, 0, 1, 1, 2])),  # one alone
+            )
+        ),
+        *((error, "a", partial(frechet_distance, f, FEATURES)) for error, f in NO_FEATURES),
+        *((error, "b", partial(frechet_distance, FEATURES, f)) for error, f in NO_FEATURES),
+        (ValueError, "b", lambda: frechet_distance(FEATURES, FEATURES[:, :1])),
+        (ValueError, "a", lambda: frechet_distance(FEATURES[:1], FEATURES)),
+        (ValueError, "b", lambda: frechet_distance(FEATURES, FEATURES[:1])),
+        *(
+            (ValueError, "covariance", partial(gaussian_frechet_distance, MU, bad, MU, EYE))
+            for bad in [*NO_COVARIANCE, EYE / 0, torch.eye(3)]
+        ),
+        *(
+            (ValueError, "other_covariance", partial(gaussian_frechet_distance, MU, EYE, MU, bad))
+            for bad in [*NO_COVARIANCE, EYE / 0, torch.eye(3)]
+        ),
+        (ValueError, "mu", lambda: gaussian_frechet_distance(EYE, EYE, MU, EYE)),
+        (ValueError, "mu", lambda: gaussian_frechet_distance(MU * math.nan, EYE, MU, EYE)),
+        (ValueError, "other_mu", lambda: gaussian_frechet_distance(MU, EYE, MU[:1], EYE)),
+        (ValueError, "other_mu", lambda: gaussian_frechet_distance(MU, EYE, MU / 0, EYE)),
+        *(
+            (ValueError, "sigma", partial(gaussian_blur, X, sigma))
+            for sigma in (0, -1, math.inf, math.nan)
+        ),
+        (ValueError, "samples", lambda: reported({"mine": (X[:4], None)}, (X, LABELS.repeat(2)))),
+        (ValueError, "samples", lambda: reported({"mine": (X[:1], None)}, (X[:2], LABELS[:2]))),
+        (ValueError, "samples", lambda: reported({}, (X[:3], LABELS[:3]))),
     ],
 )
-def test_what_are_no_probabilities_is_refused(p, hook_off):
-    for function in (recognition_rate, class_coverage):
-        with pytest.raises(ValueError, match=r"expected .*probabilities .*, got "):
-            function(p)
-    with pytest.raises(ValueError, match=r"expected .*probabilities .*, got "):
-        label_agreement(p, torch.zeros(len(p), dtype=torch.long))
-
-
-def test_bad_thresholds_and_labels_are_refused(hook_off):
-    for threshold in (0.4, 1.0, 90, math.nan):
-        with pytest.raises(ValueError, match=r"expected a threshold in \[0.5, 1\), got"):
-            recognition_rate(P, threshold=threshold)
-        with pytest.raises(ValueError, match=r"expected a threshold in \[0.5, 1\), got"):
-            class_coverage(P, threshold=threshold)
-    for labels in (torch.zeros(5).long(), torch.zeros(6), torch.zeros(6, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="expected 6 whole numbers as labels, got"):
-            label_agreement(P, labels)
-    for wrong in (-1, 3):
-        with pytest.raises(ValueError, match="expected labels from 0 to 2, got labels from"):
-            label_agreement(P, torch.tensor([0, 1, 2, 0, 1, wrong]))
-
-
-def test_bad_features_are_refused(generator, hook_off):
-    a = torch.randn(5, 3, generator=generator)
-    for bad, message in (
-        (a[:1], "at least 2 rows"),
-        (a[0], "at least 2 rows"),
-        (a.long(), "floating-point features, got torch.int64"),
-        (a / 0, "finite features"),
-        (a * math.nan, "finite features"),
-    ):
-        for pair in ((a, bad), (bad, a)):
-            with pytest.raises(ValueError, match=f"expected .*{message}"):
-                frechet_distance(*pair)
-    with pytest.raises(ValueError, match="of one C, got"):
-        frechet_distance(a, a[:, :2])
-    labels = torch.tensor([0, 0, 1, 1, 1])
-    with pytest.raises(ValueError, match="expected 3 features a sample, got 2"):
-        within_class_variance(a[:, :2], labels, a, labels)
-    with pytest.raises(ValueError, match="expected 5 whole numbers"):
-        within_class_variance(a, labels[:4], a, labels)
-    with pytest.raises(ValueError, match="expected finite features"):
-        within_class_variance(a * math.nan, labels, a, labels)
-    for real in (torch.ones(5, 3), a[:0]):
-        with pytest.raises(ValueError, match="expected real images that differ, two or more"):
-            within_class_variance(a, labels, real, labels[: len(real)])
-    with pytest.raises(ValueError, match="expected real images that differ, two or more"):
-        within_class_variance(a, labels, a, torch.tensor([0, 0, 1, 1, 2]))
-
-
-def test_what_is_no_covariance_is_refused(hook_off):
-    mu, good = torch.zeros(2), torch.eye(2)
-    for bad in (-torch.eye(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.diag(good[0] - 0.1)):
-        for pair in ((bad, good), (good, bad)):
-            with pytest.raises(ValueError, match="expected symmetric positive semidefinite"):
-                gaussian_frechet_distance(mu, pair[0], mu, pair[1])
-    for args in (
-        (mu * math.nan, good, mu, good),
-        (mu, good, mu, good / 0),
-    ):
-        with pytest.raises(ValueError, match="expected finite means and covariances"):
-            gaussian_frechet_distance(*args)
-    with pytest.raises(ValueError, match="of one C, got"):
-        gaussian_frechet_distance(mu, good, mu, torch.eye(3))
-
-
-def test_bad_blurs_and_reports_are_refused(generator, hook_off):
-    x, labels = fake_images(10, generator)
-    for sigma in (0, -1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="expected sigma > 0, got"):
-            gaussian_blur(x, sigma)
-    for samples, real in (
-        ({"mine": (x[:4], None)}, (x, labels)),
-        ({"mine": (x[:1], None)}, (x[:2], labels[:2])),
-        ({}, (x[:3], labels[:3])),
-    ):
-        with pytest.raises(ValueError, match="expected twice as many real images as samples"):
-            module.report(brightness_judge, samples, real, generator, preset="full", judge="-")
+def test_bad_input_is_named(error, name, call, hook_off):
+    with pytest.raises(error, match=rf"^expected .*\b{name}\b.*, got"):
+        call()

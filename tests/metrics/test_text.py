@@ -2,6 +2,7 @@ import math
 import sys
 import warnings
 from collections import Counter
+from functools import partial
 
 import pytest
 import sacrebleu
@@ -29,24 +30,10 @@ def test_both_from_a_cross_entropy():
     assert text.bits_per_character(nats, 20) == pytest.approx(-p.log2().sum().item() / 20)
 
 
-@pytest.mark.parametrize("metric", [text.bits_per_character, text.perplexity])
-@pytest.mark.parametrize(("nats", "count"), [(1.0, 0), (-1.0, 3), (math.nan, 3), (math.inf, 3)])
-def test_bad_sums_are_refused(metric, nats, count):
-    with pytest.raises(ValueError, match=r"expected (a summed cross-entropy >= 0|at least one of)"):
-        metric(nats, count)
-
-
 def test_exact_match_counts_pairs():
     assert text.exact_match(["a", "b", "c", "d"], ["a", "b", "d", "c"]) == 0.5
     assert text.exact_match([[1, 2], [3]], [[1, 2], [3, 4]]) == 0.5
     assert text.exact_match((1,), (1,)) == 1
-
-
-@pytest.mark.parametrize("metric", [text.exact_match, text.bleu])
-@pytest.mark.parametrize(("outputs", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])
-def test_pairs_must_match(metric, outputs, references):
-    with pytest.raises(ValueError, match="expected one reference for each of one or more outputs"):
-        metric(outputs, references)
 
 
 OUTPUTS = ["the cat sat on the mat today", "a dog ran", "one two three four five six"]
@@ -103,14 +90,9 @@ def test_a_ngram_length_without_hits_is_smoothed_as_stated():
     assert score == pytest.approx(100 * (3 / 4 / (2 * 3) / (4 * 2) / (8 * 1)) ** 0.25, rel=1e-9)
 
 
-def test_an_unknown_tokenisation_is_refused():
-    with pytest.raises(ValueError, match='expected tokenize "13a", "none", "char" or "zh", got'):
-        text.bleu(["a"], ["a"], tokenize="flores200")
-
-
 def test_without_sacrebleu_one_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(ImportError, match="sacrebleu, which is missing; install it"):
+    with pytest.raises(ImportError, match="needs sacrebleu: pip install"):
         text.bleu(["a"], ["a"])
 
 
@@ -144,5 +126,27 @@ def test_what_parses(program, accepted, capfd):
 
 def test_the_share_that_parses_counts_empty_samples_as_no():
     assert text.share_that_parses(["x = 1", "x =", "", "\n "]) == 0.25
-    with pytest.raises(ValueError, match="expected at least one sample, got none"):
-        text.share_that_parses([])
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("characters", lambda: text.bits_per_character(1.0, 0)),
+        ("tokens", lambda: text.perplexity(1.0, 0)),
+        *(
+            ("nats", partial(metric, nats, 3))
+            for metric in (text.bits_per_character, text.perplexity)
+            for nats in (-1.0, math.nan, math.inf)
+        ),
+        *(
+            ("references", partial(metric, outputs, references))
+            for metric in (text.exact_match, text.bleu)
+            for outputs, references in (([], []), (["a"], []), (["a"], ["a", "b"]))
+        ),
+        ("tokenize", lambda: text.bleu(["a"], ["a"], tokenize="flores200")),
+        ("samples", lambda: text.share_that_parses([])),
+    ],
+)
+def test_bad_input_is_named(name, call):
+    with pytest.raises(ValueError, match=rf"^expected .*\b{name}\b.*, got"):
+        call()

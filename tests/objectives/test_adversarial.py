@@ -170,7 +170,7 @@ def test_low_precision_is_computed_in_float32(loss):
 def test_descent_finds_the_best_discriminator_on_four_points():
     logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     i, j = torch.cartesian_prod(torch.arange(4), torch.arange(4)).unbind(1)
-    for _ in range(4000):
+    for _ in range(400):
         loss = (P[i] * Q[j] * discriminator_loss(logits[i], logits[j])).sum()
         (gradient,) = torch.autograd.grad(loss, logits)
         logits.data -= 2.0 * gradient
@@ -182,17 +182,15 @@ def test_descent_finds_the_best_discriminator_on_four_points():
 # Bad input
 
 
-@pytest.mark.parametrize("loss", PAIRS)
 @pytest.mark.parametrize(
-    ("real", "fake", "found"),
-    [((4,), (3,), r"\(4,\) and \(3,\)"), ((4, 1), (4, 1), r"\(4, 1\) and \(4, 1\)")],
+    ("loss", "shapes", "name"),
+    [
+        *((loss, [(4,), (3,)], "fake") for loss in PAIRS),
+        *((loss, [(4, 1), (4, 1)], "real") for loss in PAIRS),
+        *((loss, [(4,), ()], "fake") for loss in PAIRS),
+        *((loss, [(4, 1)], "fake") for loss in GENERATORS),
+    ],
 )
-def test_pairs_of_other_shapes_are_named(hook_off, loss, real, fake, found):
-    with pytest.raises(ValueError, match=rf"expected one logit per example, \(B,\).*got {found}"):
-        loss(torch.zeros(real), torch.zeros(fake))
-
-
-@pytest.mark.parametrize("loss", GENERATORS)
-def test_logits_of_two_axes_are_named(hook_off, loss):
-    with pytest.raises(ValueError, match=r"expected one logit per example.* got \(4, 1\)"):
-        loss(torch.zeros(4, 1))
+def test_logits_of_another_shape_are_named(loss, shapes, name, hook_off):
+    with pytest.raises(ValueError, match=f"expected {name} "):
+        loss(*map(torch.zeros, shapes))

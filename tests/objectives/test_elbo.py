@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -398,6 +399,36 @@ def test_low_precision_is_computed_and_returned_in_float32(dtype):
         assert torch.allclose(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_log_variance_may_be_anything_that_its_dtype_holds(dtype):
+    most = torch.finfo(dtype).max
+    narrow = torch.tensor([[-most]], dtype=dtype)
+    zero, one = torch.zeros_like(narrow), torch.ones_like(narrow)
+    half = float(narrow.double()) / -2
+    constant = -0.5 * math.log(2 * math.pi)
+    for got, want in (
+        (gaussian_kl(one, narrow), half),
+        (gaussian_kl(one, zero, None, -narrow), half - 0.5),
+        (log_normal(one, zero, -narrow), constant - half),
+        (gaussian_kl_monte_carlo(one, zero, -narrow), constant - half - constant + 0.5),
+        (gaussian_log_likelihood(one, zero, -narrow), constant - half),
+        (gaussian_log_likelihood(one, zero, float(-narrow)), constant - half),
+        (reparameterize(one, narrow, noise=one), 1),
+    ):
+        assert float(got) == pytest.approx(want, rel=1e-6)
+    # As far as float32 reaches; beyond, what is infinite stays so and never turns into NaN.
+    wide = torch.tensor([[80.0, -80.0]], dtype=torch.promote_types(dtype, torch.float32))
+    wide = wide.to(dtype)
+    mu, other = torch.full_like(wide, 3.0), torch.full_like(wide, 1.0)
+    want = 0.5 * ((math.exp(80) - 1 - 80 + 9) + (math.exp(-80) - 1 + 80 + 9))
+    assert float(gaussian_kl(mu, wide)) == pytest.approx(want, rel=1e-5)
+    want = 0.5 * ((math.exp(-80) * 5 - 1 + 80) + (math.exp(80) * 5 - 1 - 80))
+    assert float(gaussian_kl(mu, 0 * wide, other, wide)) == pytest.approx(want, rel=1e-5)
+    want = 2 * constant - 0.5 * 4 * (math.exp(-80) + math.exp(80))
+    assert float(log_normal(mu, other, wide)) == pytest.approx(want, rel=1e-5)
+    assert gaussian_kl(one, -narrow).isposinf().all()
+
+
 def test_climbing_the_bound_finds_the_posterior(generator):
     x = torch.tensor([[0.7]], dtype=torch.float64)
     mu, log_var = (torch.zeros(1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -429,73 +460,57 @@ def test_a_whole_loss_compiles(hook_off):
         rate = free_bits(gaussian_kl_per_dim(mu, log_var), 0.3)
         return elbo(gaussian_log_likelihood(x, z, 0.0), rate, beta=0.7)
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
     arguments = mu, log_var, noise, x
     assert torch.allclose(compiled(*arguments), loss(*arguments), atol=1e-12)
 
 
 # Bad input
 
-
-@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
-def test_a_beta_that_is_not_a_finite_weight_is_refused(beta, hook_off):
-    with pytest.raises(ValueError, match=f"expected a finite beta >= 0, got {beta}"):
-        elbo(torch.zeros(2), torch.zeros(2), beta=beta)
-
-
-@pytest.mark.parametrize("shapes", [((2,), (3,)), ((2, 1), (2,)), ((), ()), ((2,), ())])
-def test_terms_that_are_not_one_per_example_are_refused(shapes, hook_off):
-    with pytest.raises(ValueError, match="expected one log-likelihood and one KL per example"):
-        elbo(*(torch.zeros(shape) for shape in shapes))
+ONE, PART = torch.zeros(B), torch.zeros(B, Z)
+OF_TWO = {
+    gaussian_kl: "mu",
+    gaussian_kl_per_dim: "mu",
+    lambda mu, log_var: gaussian_kl_monte_carlo(mu, mu, log_var): "z",
+    lambda mu, log_var: log_normal(mu, mu, log_var): "z",
+    lambda mu, log_var: reparameterize(mu, log_var, noise=mu): "mu",
+}
 
 
 @pytest.mark.parametrize(
-    "function",
+    ("name", "call"),
     [
-        gaussian_kl,
-        gaussian_kl_per_dim,
-        lambda mu, log_var: gaussian_kl_monte_carlo(mu, mu, log_var),
-        lambda mu, log_var: log_normal(mu, mu, log_var),
-        lambda mu, log_var: reparameterize(mu, log_var, noise=mu),
+        *(("beta", partial(elbo, ONE, ONE, beta=beta)) for beta in (-0.1, math.nan, math.inf)),
+        ("kl", lambda: elbo(ONE, ONE[:1])),
+        ("kl", lambda: elbo(ONE, ONE[0])),
+        ("log_likelihood", lambda: elbo(ONE[:, None], ONE)),
+        ("log_likelihood", lambda: elbo(ONE[0], ONE[0])),
+        *(
+            ("log_var", partial(function, PART, torch.zeros(shape)))
+            for function in OF_TWO
+            for shape in ((B, 1), (B,), (Z,), ())
+        ),
+        *(
+            (name, partial(function, torch.zeros(shape), torch.zeros(shape)))
+            for function, name in OF_TWO.items()
+            for shape in ((B, 0), (B,), ())
+        ),
+        ("prior_mu", lambda: gaussian_kl(PART, PART, PART[0])),
+        ("prior_log_var", lambda: gaussian_kl(PART, PART, None, PART[:1])),
+        ("prior_mu", lambda: gaussian_kl_monte_carlo(PART, PART, PART, PART[0])),
+        ("prior_log_var", lambda: gaussian_kl_monte_carlo(PART, PART, PART, PART, PART[:1])),
+        ("mu", lambda: log_normal(PART, PART[:1])),
+        ("generator", lambda: reparameterize(PART, PART)),
+        ("noise", lambda: reparameterize(PART, PART, generator=torch.Generator(), noise=PART)),
+        ("noise", lambda: reparameterize(PART, PART, noise=PART[:1])),
+        *(
+            ("log_weights", partial(importance_weighted_bound, torch.zeros(shape)))
+            for shape in ((3,), (0, 3), (2, 3, 1))
+        ),
+        *(("floor", partial(free_bits, PART, floor)) for floor in (-1, math.nan, math.inf)),
+        ("kl", lambda: free_bits(ONE, 1.0)),
     ],
 )
-def test_a_log_variance_of_another_shape_is_refused(function, hook_off):
-    for shape in ((B, 1), (B,), (Z,), ()):
-        with pytest.raises(ValueError, match=r"expected log_var of \w+'s shape \(4, 2\), got"):
-            function(torch.zeros(B, Z), torch.zeros(shape))
-    for shape in ((B, 0), (B,), ()):
-        with pytest.raises(ValueError, match=r"of shape \(B, Z\) with Z >= 1, got"):
-            function(torch.zeros(shape), torch.zeros(shape))
-
-
-def test_a_prior_of_another_shape_is_refused(hook_off):
-    q = torch.zeros(B, Z), torch.zeros(B, Z)
-    with pytest.raises(ValueError, match=r"expected prior_mu of mu's shape \(4, 2\), got \(2,\)"):
-        gaussian_kl(*q, torch.zeros(Z))
-    with pytest.raises(ValueError, match="expected prior_log_var of mu's shape"):
-        gaussian_kl(*q, None, torch.zeros(1, Z))
-
-
-def test_a_draw_needs_exactly_one_source_of_noise(hook_off):
-    part, generator = torch.zeros(B, Z), torch.Generator()
-    with pytest.raises(ValueError, match="expected a generator or noise, got neither"):
-        reparameterize(part, part)
-    with pytest.raises(ValueError, match="expected a generator or noise, got both"):
-        reparameterize(part, part, generator=generator, noise=part)
-    with pytest.raises(ValueError, match=r"expected noise of mu's shape \(4, 2\), got \(1, 2\)"):
-        reparameterize(part, part, noise=part[:1])
-
-
-@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 3, 1)])
-def test_log_weights_of_another_shape_are_refused(shape, hook_off):
-    with pytest.raises(
-        ValueError, match=r"expected log weights of shape \(S, B\) with S >= 1, got"
-    ):
-        importance_weighted_bound(torch.zeros(shape))
-
-
-def test_free_bits_refuse_a_floor_below_zero_and_divergences_without_groups(hook_off):
-    with pytest.raises(ValueError, match="expected a finite floor >= 0, got -1"):
-        free_bits(torch.zeros(2, 3), -1)
-    with pytest.raises(ValueError, match=r"expected KLs of shape \(B, G\), got \(2,\)"):
-        free_bits(torch.zeros(2), 1.0)
+def test_bad_input_is_named(name, call, hook_off):
+    with pytest.raises(ValueError, match=rf"^expected .*\b{name}\b.*, got"):
+        call()
