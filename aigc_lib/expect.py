@@ -128,18 +128,18 @@ def one_of(options: Collection, **values: Any) -> None:
 def values_in(
     low: int, high: int, *, except_for: int | None = None, **tensors: Tensor | None
 ) -> None:
-    """Every element in low … high, or the one exception. Looked at on the CPU alone.
+    """Every element in low … high and not NaN, or the one exception. Looked at on the CPU alone.
 
     On a GPU the question would stop the queue, and under a compiler break the graph.
     """
     for name, x in tensors.items():
         if x is None or x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
             continue
-        wrong = (x < low) | (x > high)
+        fits = (x >= low) & (x <= high)
         if except_for is not None:
-            wrong &= x != except_for
-        if wrong.any():
+            fits |= x == except_for
+        if not fits.all():
             exception = "" if except_for is None else f" or {except_for}"
             raise ValueError(
-                f"expected {name} in {low} … {high}{exception}, got {x[wrong][0].item()}"
+                f"expected {name} in {low} … {high}{exception}, got {x[~fits][0].item()}"
             )

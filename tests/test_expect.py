@@ -66,6 +66,8 @@ BAD = [
      lambda: expect.values_in(0, 3, x=torch.tensor([0, 4]))),
     (ValueError, "expected x in 0 … 3, got -1",
      lambda: expect.values_in(0, 3, x=torch.tensor([0, -1]))),
+    (ValueError, "expected x in 0 … 3, got nan",
+     lambda: expect.values_in(0, 3, x=torch.tensor([0, math.nan]))),
     (ValueError, "expected x in 0 … 3 or -100, got -99",
      lambda: expect.values_in(0, 3, except_for=-100, x=torch.tensor([-100, -99]))),
 ]  # fmt: skip

@@ -9,25 +9,21 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aigc_lib import expect
+
+Points = Float[Tensor, "B D"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MDNConfig:
-    """Sizes of an AutoregressiveMDN.
+    """Sizes of an AutoregressiveMDN."""
 
-    Attributes:
-        dims: D, number of coordinates of a point.
-        components: G, Gaussians in each conditional's mixture.
-        hidden: C, width of the two hidden layers.
-    """
-
-    dims: int = 2
-    components: int = 8
-    hidden: int = 64
+    dims: int = 2  # D, coordinates of a point
+    components: int = 8  # G, Gaussians in each conditional's mixture
+    hidden: int = 64  # C, width of the two hidden layers
 
     def __post_init__(self):
-        for name in ("dims", "components", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        expect.at_least(1, **vars(self))
 
 
 class AutoregressiveMDN(nn.Module):
@@ -56,45 +52,21 @@ class AutoregressiveMDN(nn.Module):
         start[:, 1] = torch.linspace(-2, 2, config.components) if config.components > 1 else 0.0
         self.b3 = nn.Parameter(start.flatten(1))
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """The log density of each point: Σ_d log p(x_d | x_{<d}), in nats.
-
-        Args:
-            x: (B, D) points.
-
-        Returns:
-            (B,) log p.
-
-        Raises:
-            ValueError: the points do not have D coordinates.
-        """
-        if x.ndim != 2 or x.shape[1] != self.config.dims:
-            raise ValueError(
-                f"expected points of shape (B, {self.config.dims}), got {tuple(x.shape)}"
-            )
+    def forward(self, x: Points) -> Float[Tensor, " B"]:
+        """The log density of each point, Σ_d log p(x_d | x_{<d}), in nats."""
+        expect.shaped(("B", self.config.dims), x=x)
         log_pi, mu, log_sigma = self._mixtures(x)  #                       each B D G
         z = (x[:, :, None] - mu) * (-log_sigma).exp()
         log_normal = -0.5 * z**2 - log_sigma - 0.5 * math.log(2 * math.pi)
         return (log_pi + log_normal).logsumexp(2).sum(1)  #                B
 
     @torch.no_grad()
-    def sample(
-        self, num_samples: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B D"]:
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Points:
         """Draw points one coordinate after the other: x_d ~ p(x_d | x_{<d}).
 
-        Args:
-            num_samples: B, at least 1.
-            generator: on the model's device; None draws from torch's global one.
-
-        Returns:
-            (B, D) points.
-
-        Raises:
-            ValueError: num_samples is below 1.
+        The generator is on the model's device; None draws from torch's global one.
         """
-        if num_samples < 1:
-            raise ValueError(f"expected num_samples >= 1, got {num_samples}")
+        expect.at_least(1, num_samples=num_samples)
         x = self.b3.new_zeros(num_samples, self.config.dims)
         for d in range(self.config.dims):
             log_pi, mu, log_sigma = (part[:, d] for part in self._mixtures(x))

@@ -1,59 +1,51 @@
 """Variational autoencoders of small images: perceptrons or convolutions, with labels or without.
 
 The model holds the two nets and nothing of the bound that trains them: `encode` gives the Gaussian
-q(z|x), `decode` what p(x|z) is made from.
+q(z|x), `decode` what p(x|z) is made from. Input that does not fit raises ValueError.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from aigc_lib.layers.labels import are_used
+from aigc_lib import expect
+from aigc_lib.layers.labels import require_labels
 
-_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+Images = Float[Tensor, "B C Y X"]
+Latent = Float[Tensor, "B Z"]
+Labels = Int[Tensor, " B"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes and choices of a VAE.
+    """Sizes and choices of a VAE."""
 
-    Attributes:
-        image_shape: channels, rows and columns; "conv" needs multiples of 4 for the last two.
-        latent: Z, number of latent numbers.
-        architecture: "mlp" has two hidden layers in each net; "conv" two convolutions of stride 2
-            and a hidden layer in the encoder, and the same backwards in the decoder.
-        hidden: C, width of the hidden layers; "conv" has C/8 channels at half the resolution and
-            C/4 at a quarter.
-        num_classes: number of labels that both nets are told; 0 for a VAE without labels.
-        has_log_var: hold one learned log variance of all pixels, for a Gaussian likelihood.
-    """
-
-    image_shape: tuple[int, int, int] = (1, 28, 28)
-    latent: int = 16
+    image_shape: tuple[int, int, int] = (1, 28, 28)  # channels, rows, columns
+    latent: int = 16  # Z
+    # "mlp" has two hidden layers in each net; "conv" has two convolutions of stride 2 and one
+    # hidden layer in the encoder, the same backwards in the decoder, for sides in multiples of 4.
     architecture: str = "mlp"
+    # Width of the hidden layers; "conv" has an eighth of it in channels at half the resolution,
+    # and a quarter of it at a quarter.
     hidden: int = 256
-    num_classes: int = 0
-    has_log_var: bool = False
+    num_classes: int = 0  # labels that both nets are told; 0 for a VAE without
+    has_log_var: bool = False  # one learned log variance of all pixels, for a Gaussian likelihood
 
     def __post_init__(self):
         shape = self.image_shape
-        if not isinstance(shape, tuple) or len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"expected image_shape (channels, rows, columns), got {shape}")
-        for name in ("latent", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.num_classes < 0:
-            raise ValueError(f"expected num_classes >= 0, got {self.num_classes}")
-        if self.architecture not in ("mlp", "conv"):
-            raise ValueError(f"expected architecture mlp or conv, got {self.architecture!r}")
+        fits = isinstance(shape, tuple) and len(shape) == 3 and min(shape) >= 1
+        expect.that(fits, "image_shape (channels, rows, columns)", shape)
+        expect.at_least(1, latent=self.latent, hidden=self.hidden)
+        expect.at_least(0, num_classes=self.num_classes)
+        expect.one_of(("mlp", "conv"), architecture=self.architecture)
         if self.architecture == "conv":
-            if shape[1] % 4 or shape[2] % 4:
-                raise ValueError(f"expected rows and columns in multiples of 4, got {shape[1:]}")
-            if self.hidden % 8:
-                raise ValueError(f"expected a multiple of 8 for hidden, got {self.hidden}")
+            halved_twice = shape[1] % 4 == shape[2] % 4 == 0
+            expect.that(halved_twice, "rows and columns of image_shape in multiples of 4", shape)
+            expect.that(self.hidden % 8 == 0, "a multiple of 8 for hidden", self.hidden)
 
 
 class VAE(nn.Module):
@@ -61,11 +53,8 @@ class VAE(nn.Module):
 
     μ, log σ² = f(x, y),   ℓ = g(z, y),   with SiLU between the layers of f and g.
 
-    A label y is added as a vector of its own to the first full layer of each net: what a one-hot
-    code beside that layer's input would do. The nets then give q(z|x, y) and p(x|z, y).
-
-    Weights start as He et al. propose, labels like columns of the layer that they join, biases at
-    0; the last layers start a tenth as large, so that q begins near N(0, I), the image near grey.
+    A label y adds a vector of its own to the first full layer of each net, as a one-hot code beside
+    that layer's input would; the nets then give q(z|x, y) and p(x|z, y).
 
     Source: Kingma and Welling 2014, section 3 and appendix C; labels: Kingma et al. 2014, equations
     2 and 6, where y is always known here; start: He et al. 2015, section 2.2.
@@ -75,105 +64,51 @@ class VAE(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        nets = _perceptrons if config.architecture == "mlp" else _convolutions
-        self.encoder_first, self.encoder_rest, self.decoder_first, self.decoder_rest = nets(config)
-        self.encoder_label = self.decoder_label = None
-        if config.num_classes:
-            self.encoder_label = nn.Embedding(config.num_classes, config.hidden)
-            self.decoder_label = nn.Embedding(config.num_classes, config.hidden)
+        if config.architecture == "mlp":
+            pixels, sizes = math.prod(config.image_shape), (config.hidden, config.num_classes)
+            self.encoder = _Perceptron(pixels, 2 * config.latent, *sizes)
+            self.decoder = _Perceptron(config.latent, pixels, *sizes)
+        else:
+            self.encoder, self.decoder = _ConvEncoder(config), _ConvDecoder(config)
         if config.has_log_var:
             self.log_var = nn.Parameter(torch.zeros(()))
         self._initialise()
 
-    def encode(
-        self, x: Float[Tensor, "B C Y X"], labels: Int[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """The Gaussian q(z|x), or q(z|x, y).
-
-        Args:
-            x: images.
-            labels: y, from 0 to num_classes − 1; None without labels.
-
-        Returns:
-            (B, Z) μ and (B, Z) log σ².
-
-        Raises:
-            ValueError: images of another shape, labels missing, not wanted, of another shape or
-                (seen on the CPU alone) out of range.
-        """
-        if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
-            wanted = ", ".join(map(str, self.config.image_shape))
-            raise ValueError(f"expected images of shape (B, {wanted}), got {tuple(x.shape)}")
-        h = self.encoder_first(x)  #                                       B hidden
-        h = self._with_label(h, self.encoder_label, labels)
-        mu, log_var = self.encoder_rest(h).chunk(2, dim=1)  #              B Z each
+    def encode(self, x: Images, labels: Labels = None) -> tuple[Latent, Latent]:
+        """The Gaussian q(z|x), or q(z|x, y), as μ and log σ²; labels run to num_classes − 1."""
+        expect.shaped(("B", *self.config.image_shape), x=x)
+        require_labels(labels, num_classes=self.config.num_classes, batch=len(x))
+        mu, log_var = self.encoder(x, labels).chunk(2, dim=1)  #            B Z each
         return mu, log_var
 
-    def decode(
-        self, z: Float[Tensor, "B Z"], labels: Int[Tensor, " B"] | None = None
-    ) -> Float[Tensor, "B C Y X"]:
-        """What p(x|z) is made from: logits of a Bernoulli, or means of a Gaussian.
-
-        Args:
-            z: latent points.
-            labels: as in `encode`.
-
-        Returns:
-            (B, channels, rows, columns), any real numbers.
-
-        Raises:
-            ValueError: latent points of another width, or as in `encode`.
-        """
-        if z.ndim != 2 or z.shape[1] != self.config.latent:
-            raise ValueError(
-                f"expected latent points of shape (B, {self.config.latent}), got {tuple(z.shape)}"
-            )
-        h = self.decoder_first(z)  #                                       B hidden
-        h = self._with_label(h, self.decoder_label, labels)
-        return self.decoder_rest(h)  #                                     B C Y X
+    def decode(self, z: Latent, labels: Labels = None) -> Images:
+        """What p(x|z) or p(x|z, y) is made from: logits of a Bernoulli, or means of a Gaussian."""
+        expect.shaped(("B", self.config.latent), z=z)
+        require_labels(labels, num_classes=self.config.num_classes, batch=len(z))
+        return self.decoder(z, labels).reshape(-1, *self.config.image_shape)
 
     def forward(
-        self,
-        x: Float[Tensor, "B C Y X"],
-        noise: Float[Tensor, "B Z"],
-        labels: Int[Tensor, " B"] | None = None,
-    ) -> tuple[Float[Tensor, "B C Y X"], Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Encode, move by the noise, decode: z = μ + exp(½ log σ²) ε.
-
-        Args:
-            x: images.
-            noise: ε, drawn from N(0, I); zeros decode the mean.
-            labels: as in `encode`.
-
-        Returns:
-            The decoder's answer, μ and log σ².
-
-        Raises:
-            ValueError: as in `encode`, or noise of another shape.
-        """
+        self, x: Images, noise: Latent, labels: Labels = None
+    ) -> tuple[Images, Latent, Latent]:
+        """Decode z = μ + exp(½ log σ²) ε; also μ and log σ². A noise ε of 0 decodes the mean."""
         mu, log_var = self.encode(x, labels)
-        if noise.shape != mu.shape:
-            raise ValueError(f"expected noise of shape {tuple(mu.shape)}, got {tuple(noise.shape)}")
+        expect.alike(mu=mu, noise=noise)
         return self.decode(mu + torch.exp(0.5 * log_var) * noise, labels), mu, log_var
-
-    def _with_label(self, h: Tensor, embedding: nn.Embedding | None, labels: Tensor | None):
-        used = are_used(labels, num_classes=self.config.num_classes, batch=len(h))
-        return h + embedding(labels) if used else h
 
     @torch.no_grad()
     def _initialise(self) -> None:
+        """Weights as He et al. propose, biases 0, labels like columns of the layer that they join.
+
+        The last layers start a tenth as large, so that q begins near N(0, I), the image near grey.
+        """
         for module in self.modules():
-            if isinstance(module, _LAYERS):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 module.weight.normal_(0, math.sqrt(2 / _inputs(module)))
                 module.bias.zero_()
-        for net in (self.encoder_rest, self.decoder_rest):
-            [module for module in net if isinstance(module, _LAYERS)][-1].weight.mul_(0.1)
-        if self.config.num_classes:
-            for net, label in (
-                (self.encoder_first, self.encoder_label),
-                (self.decoder_first, self.decoder_label),
-            ):
-                label.weight.normal_(0, math.sqrt(2 / _inputs(net[-1])))
+        for net in (self.encoder, self.decoder):
+            net.last.weight.mul_(0.1)
+            if net.label is not None:
+                net.label.weight.normal_(0, math.sqrt(2 / _inputs(net.first)))
 
 
 def _inputs(module: nn.Module) -> float:
@@ -186,49 +121,57 @@ def _inputs(module: nn.Module) -> float:
     return module.in_channels * taps
 
 
-def _perceptrons(config: VAEConfig) -> tuple[nn.Sequential, ...]:
-    pixels, hidden, latent = math.prod(config.image_shape), config.hidden, config.latent
-    return (
-        nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden)),
-        nn.Sequential(
-            nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
-        ),
-        nn.Sequential(nn.Linear(latent, hidden)),
-        nn.Sequential(
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, pixels),
-            nn.Unflatten(1, config.image_shape),
-        ),
-    )
+def _vectors(num_classes: int, width: int) -> nn.Embedding | None:
+    return nn.Embedding(num_classes, width) if num_classes else None
 
 
-def _convolutions(config: VAEConfig) -> tuple[nn.Sequential, ...]:
-    channels, rows, columns = config.image_shape
-    hidden, latent = config.hidden, config.latent
-    half, quarter = hidden // 8, hidden // 4
-    coarse = (quarter, rows // 4, columns // 4)
-    size = math.prod(coarse)
-    stage = {"kernel_size": 4, "stride": 2, "padding": 1}
-    return (
-        nn.Sequential(
-            nn.Conv2d(channels, half, **stage),
-            nn.SiLU(),
-            nn.Conv2d(half, quarter, **stage),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(size, hidden),
-        ),
-        nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * latent)),
-        nn.Sequential(nn.Linear(latent, hidden)),
-        nn.Sequential(
-            nn.SiLU(),
-            nn.Linear(hidden, size),
-            nn.SiLU(),
-            nn.Unflatten(1, coarse),
-            nn.ConvTranspose2d(quarter, half, **stage),
-            nn.SiLU(),
-            nn.ConvTranspose2d(half, channels, **stage),
-        ),
-    )
+def _told(h: Tensor, label: nn.Embedding | None, labels: Tensor | None) -> Tensor:
+    return h if label is None else h + label(labels)
+
+
+class _Perceptron(nn.Module):
+    def __init__(self, inputs: int, outputs: int, hidden: int, num_classes: int):
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, outputs)
+        self.label = _vectors(num_classes, hidden)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        h = F.silu(_told(self.first(x.flatten(1)), self.label, labels))
+        return self.last(F.silu(self.second(h)))
+
+
+class _ConvEncoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        (channels, rows, columns), hidden = config.image_shape, config.hidden
+        self.down_1 = nn.Conv2d(channels, hidden // 8, 4, stride=2, padding=1)
+        self.down_2 = nn.Conv2d(hidden // 8, hidden // 4, 4, stride=2, padding=1)
+        self.first = nn.Linear(hidden // 4 * (rows // 4) * (columns // 4), hidden)
+        self.last = nn.Linear(hidden, 2 * config.latent)
+        self.label = _vectors(config.num_classes, hidden)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        h = F.silu(self.down_1(x))  #                                       B hidden/8 Y/2 X/2
+        h = F.silu(self.down_2(h))  #                                       B hidden/4 Y/4 X/4
+        h = F.silu(_told(self.first(h.flatten(1)), self.label, labels))  #  B hidden
+        return self.last(h)  #                                              B 2Z
+
+
+class _ConvDecoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        (channels, rows, columns), hidden = config.image_shape, config.hidden
+        self.coarse = (hidden // 4, rows // 4, columns // 4)
+        self.first = nn.Linear(config.latent, hidden)
+        self.second = nn.Linear(hidden, math.prod(self.coarse))
+        self.up = nn.ConvTranspose2d(hidden // 4, hidden // 8, 4, stride=2, padding=1)
+        self.last = nn.ConvTranspose2d(hidden // 8, channels, 4, stride=2, padding=1)
+        self.label = _vectors(config.num_classes, hidden)
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        h = F.silu(_told(self.first(z), self.label, labels))  #             B hidden
+        h = F.silu(self.second(h)).unflatten(1, self.coarse)  #             B hidden/4 Y/4 X/4
+        h = F.silu(self.up(h))  #                                           B hidden/8 Y/2 X/2
+        return self.last(h)  #                                              B C Y X

@@ -1,9 +1,10 @@
 """The judge of digit images: a small classifier with an eleventh class for what is no digit.
 
 A classifier of ten classes alone must call everything a digit, and is sure of pure noise. This one
-was shown bad images of many kinds as well (`bench/experiments/judge.py`), so that its probability of a digit
-means something. Its last hidden layer serves as the feature space of the Fréchet distance.
+was shown bad images of many kinds as well (`bench/experiments/judge.py`), so that its probability
+of a digit means something. Its last hidden layer is the feature space of the Fréchet distance.
 
+Images are grey values in [0, 1], white on black. ValueError for others, or sizes that don't fit.
 The weights that come with the course never change: numbers of different chapters can be compared.
 """
 
@@ -16,53 +17,39 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aigc_lib import checkpoint
+from aigc_lib import checkpoint, expect
 
 WEIGHTS = Path(__file__).parent / "weights"
 SIZES = (16, 28)
 
+Images = Float[Tensor, "B 1 Y X"]
+Features = Float[Tensor, "B C"]
+Classes = Float[Tensor, "B K1"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Sizes of a Judge.
+    """Sizes of a Judge."""
 
-    Attributes:
-        size: Y = X, side of the images in pixels, at least 8.
-        num_digits: classes besides the last one, junk.
-        widths: channels of the convolutions, each of which halves the sides.
-        features: C, width of the last hidden layer.
-    """
-
-    size: int = 28
-    num_digits: int = 10
-    widths: tuple[int, ...] = (24, 48, 64)
-    features: int = 64
+    size: int = 28  # Y = X, side of the images in pixels, at least 8
+    num_digits: int = 10  # K, classes besides the last one, junk
+    widths: tuple[int, ...] = (24, 48, 64)  # channels of the convolutions; each halves the sides
+    features: int = 64  # C, width of the last hidden layer
 
     def __post_init__(self):
-        if self.size < 8:
-            raise ValueError(f"expected size >= 8, got {self.size}")
-        if self.num_digits < 1 or self.features < 1 or not self.widths or min(self.widths) < 1:
-            raise ValueError(
-                "expected num_digits, features and every width >= 1, got "
-                f"{self.num_digits}, {self.features} and {self.widths}"
-            )
+        expect.at_least(8, size=self.size)
+        expect.at_least(1, num_digits=self.num_digits, features=self.features)
+        expect.at_least(1, widths=min(self.widths, default=0))
 
 
 class Judge(nn.Module):
     """Convolutions with batch normalisation, one hidden layer, and a read-out of K + 1 classes.
 
-    Attributes:
-        config: its sizes.
-        checksum: the first eight hexadecimal digits of the SHA-256 of its weights file, to be
-            printed beside its verdicts; "unsaved" for any other weights.
+    `checksum` is printed beside its verdicts: the first eight hexadecimal digits of the SHA-256 of
+    its weights file; "unsaved" for weights other than the course's, which `load_judge` gives.
     """
 
     def __init__(self, config: JudgeConfig):
-        """Make a judge that has yet to be trained; `load_judge` gives the course's own.
-
-        Args:
-            config: its sizes.
-        """
         super().__init__()
         self.config = config
         self.checksum = "unsaved"
@@ -75,78 +62,41 @@ class Judge(nn.Module):
                 nn.ReLU(),
             ]
             side, before = (side + 1) // 2, width
+        # By index and not by name: so they stand in the course's weights, whose checksum stays.
         self.trunk = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Linear(before * side**2, config.features)
         self.head = nn.Linear(config.features, config.num_digits + 1)
 
-    def features(self, images: Float[Tensor, "B 1 Y X"]) -> Float[Tensor, "B C"]:
+    def features(self, images: Images) -> Features:
         """The last hidden layer, before its non-linearity: what the Fréchet distance compares.
 
         In the judges that come with the course its unit is fixed so that, over fresh digits of the
         full preset, the variances of the C features sum to C.
-
-        Args:
-            images: grey values in [0, 1], white on black.
-
-        Returns:
-            (B, C) features.
-
-        Raises:
-            ValueError: the images are of another shape or dtype, or a pixel is outside [0, 1].
         """
-        side = self.config.size
-        if images.ndim != 4 or images.shape[1:] != (1, side, side):
-            raise ValueError(
-                f"expected images of shape (B, 1, {side}, {side}), got {tuple(images.shape)}"
-            )
-        if images.dtype != self.head.weight.dtype:
-            raise ValueError(f"expected {self.head.weight.dtype} images, got {images.dtype}")
+        expect.shaped(("B", 1, self.config.size, self.config.size), images=images)
+        expect.of_dtype((self.head.weight.dtype,), images=images)
         if not ((images >= 0) & (images <= 1)).all():
             low, high = images.min().item(), images.max().item()
-            raise ValueError(f"expected pixels in [0, 1], got pixels from {low} to {high}")
+            raise ValueError(f"expected images in [0, 1], got pixels from {low} to {high}")
         return self.hidden(self.trunk(images))
 
-    def forward(self, images: Float[Tensor, "B 1 Y X"]) -> Float[Tensor, "B K1"]:
-        """The logits of the ten digits, in order, and of junk, the last.
-
-        Args:
-            images: as for `features`.
-
-        Returns:
-            (B, K + 1) logits.
-        """
+    def forward(self, images: Images) -> Classes:
+        """The logits of the ten digits, in order, and of junk, the last."""
         return self.head(F.relu(self.features(images)))  #                 B K1
 
     @torch.no_grad()
-    def assess(
-        self, images: Float[Tensor, "N 1 Y X"]
-    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N K1"]]:
-        """Features and class probabilities, a thousand images at a time, without gradients.
-
-        Args:
-            images: as for `features`.
-
-        Returns:
-            (N, C) features and (N, K + 1) probabilities, junk the last.
-        """
+    def assess(self, images: Images) -> tuple[Features, Classes]:
+        """Features and class probabilities, a thousand images at a time, without gradients."""
         features = torch.cat([self.features(part) for part in images.split(1000)])
         return features, self.head(F.relu(features)).softmax(1)
 
 
 def load_judge(size: int = 28) -> Judge:
-    """The judge that comes with the course, for images of a size; one for both presets.
+    """The judge that comes with the course: on the CPU, set to evaluate, its weights frozen.
 
-    Args:
-        size: 16 or 28.
-
-    Returns:
-        The judge on the CPU, set to evaluate, its weights frozen.
-
-    Raises:
-        ValueError: there is no judge of that size, or its file is damaged.
+    There is one for images of 16 pixels' side and one for 28; CheckpointError for a damaged file.
     """
-    if size not in SIZES:
-        raise ValueError(f"expected a size out of {', '.join(map(str, SIZES))}, got {size}")
+    expect.one_of(SIZES, size=size)
     path = WEIGHTS / f"judge_{size}.safetensors"
     tree = checkpoint.load(path)
     judge = Judge(JudgeConfig(**tree["config"]))

@@ -63,9 +63,9 @@ def test_the_generator_is_the_model_written_out(label):
     h = z @ w["project.weight"].T
     if label is not None:  # the weights of a one-hot code beside the noise
         h = h + F.one_hot(label, CLASSES).double() @ w["label.weight"]
-    h = standardise(h.reshape(6, 8, 2, 2), w, "net.1").clamp_min(0)
-    h = standardise(paint_by_patches(h, w["net.3.weight"]), w, "net.4").clamp_min(0)
-    h = paint_by_patches(h, w["net.6.weight"]) + w["net.6.bias"][:, None, None]
+    h = standardise(h.reshape(6, 8, 2, 2), w, "norm_1").clamp_min(0)
+    h = standardise(paint_by_patches(h, w["up_1.weight"]), w, "norm_2").clamp_min(0)
+    h = paint_by_patches(h, w["up_2.weight"]) + w["up_2.bias"][:, None, None]
     out = model(z, label)
     assert out.shape == (6, 1, 8, 8)
     assert torch.allclose(out, torch.tanh(h), atol=1e-12)
@@ -77,8 +77,8 @@ def test_the_discriminator_is_the_model_written_out(label):
     settings = SMALL | ({} if label is not None else {"num_classes": 0})
     model = noisy(DCGANDiscriminator, DCGANConfig(**settings))
     w, x = dict(model.named_parameters()), inputs(DCGANDiscriminator)
-    h = leak(convolve_by_patches(x, w["net.0.weight"]) + w["net.0.bias"][:, None, None])
-    h = leak(standardise(convolve_by_patches(h, w["net.2.weight"]), w, "net.3")).reshape(6, -1)
+    h = leak(convolve_by_patches(x, w["down_1.weight"]) + w["down_1.bias"][:, None, None])
+    h = leak(standardise(convolve_by_patches(h, w["down_2.weight"]), w, "norm")).reshape(6, -1)
     expected = h @ w["read.weight"][0] + w["read.bias"]
     if label is not None:
         expected = expected + (h * w["label.weight"][label]).sum(1)
@@ -86,15 +86,17 @@ def test_the_discriminator_is_the_model_written_out(label):
 
 
 @torch.no_grad()
-def test_perceptrons_are_the_model_written_out():
-    config = ToyGANConfig(data=2, latent=3, hidden=7, num_layers=2)
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_perceptrons_are_the_model_written_out(num_layers):
+    config = ToyGANConfig(data=2, latent=3, hidden=7, num_layers=num_layers)
     for kind, x in ((ToyGenerator, normal(5, 3)), (ToyDiscriminator, normal(5, 2))):
         model = noisy(kind, config)
         w = dict(model.named_parameters())
         h = x
-        for place in (0, 2):
-            h = (h @ w[f"net.{place}.weight"].T + w[f"net.{place}.bias"]).clamp_min(0)
-        h = h @ w["net.4.weight"].T + w["net.4.bias"]
+        for name in ("first", "between.0", "between.1")[:num_layers]:
+            h = (h @ w[f"{name}.weight"].T + w[f"{name}.bias"]).clamp_min(0)
+        h = h @ w["last.weight"].T + w["last.bias"]
+        assert len(w) == 2 * (num_layers + 1)
         expected = h if kind is ToyGenerator else h[:, 0]
         assert torch.allclose(model(x), expected, atol=1e-12)
 
@@ -110,6 +112,22 @@ def test_the_pair_has_as_many_parameters_as_its_matrices_say(size):
     for kind, expected in zip(DCGAN, (generator, discriminator), strict=True):
         model = kind(DCGANConfig(size=size))
         assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_a_batch_of_one_keeps_its_axis():
+    for kind, width in ((ToyGenerator, 2), (ToyDiscriminator, None)):
+        model = noisy(kind, ToyGANConfig())
+        assert model(normal(1, 2)).shape == ((1, width) if width else (1,))
+    for kind, shape in ((DCGANGenerator, (1, 1, 8, 8)), (DCGANDiscriminator, (1,))):
+        assert noisy(kind).eval()(inputs(kind, 1), labels(1)).shape == shape
+
+
+def test_fresh_perceptrons_start_as_torchs_do():
+    config = ToyGANConfig(num_layers=3)
+    for kind in TOY:
+        for name, p in kind(config).named_parameters():
+            bound = 1 / math.sqrt(2 if name.startswith("first") else config.hidden)
+            assert 0.9 * bound < p.abs().max() <= bound or p.numel() < 10, name
 
 
 def test_a_fresh_pair_starts_as_radford_et_al_say():
@@ -195,7 +213,7 @@ def ring(count, draw):
 def test_two_perceptrons_find_four_modes(generator):
     config = ToyGANConfig(hidden=64)
     g, d = ToyGenerator(config), ToyDiscriminator(config)
-    ema = EMA(g, 0.99)
+    ema = EMA(g, 0.97)
 
     def noise(count):
         return torch.randn(count, 2, generator=generator)
@@ -210,16 +228,16 @@ def test_two_perceptrons_find_four_modes(generator):
         "d": train.Player(
             loss_fn=d_loss,
             model=d,
-            optimizer=torch.optim.Adam(d.parameters(), lr=2e-3, betas=(0.0, 0.9)),
+            optimizer=torch.optim.Adam(d.parameters(), lr=4e-3, betas=(0.0, 0.9)),
         ),
         "g": train.Player(
             loss_fn=g_loss,
             model=g,
-            optimizer=torch.optim.Adam(g.parameters(), lr=2e-3, betas=(0.0, 0.9)),
+            optimizer=torch.optim.Adam(g.parameters(), lr=4e-3, betas=(0.0, 0.9)),
             ema=ema,
         ),
     }
-    for _ in train.alternating(players, steps=500):
+    for _ in train.alternating(players, steps=250):
         pass
     points = ema.model(noise(2000))
     angle = math.pi / 2 * torch.arange(4)
@@ -274,31 +292,46 @@ def test_statistics_move_in_training_alone():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("kind", "name", "value"),
     [
-        ({"size": 18}, "expected a multiple of 4 for size, got 18"),
-        ({"size": 0}, "expected size >= 1, got 0"),
-        ({"latent": 0}, "expected latent >= 1, got 0"),
-        ({"width": -1}, "expected width >= 1, got -1"),
-        ({"num_classes": -1}, "expected num_classes >= 0, got -1"),
+        *((ToyGANConfig, name, 0) for name in ("data", "latent", "hidden", "num_layers")),
+        *((DCGANConfig, name, 0) for name in ("size", "latent", "width")),
+        (DCGANConfig, "size", 18),
+        (DCGANConfig, "num_classes", -1),
     ],
 )
-def test_sizes_out_of_range_are_named(hook_off, settings, message):
-    with pytest.raises(ValueError, match=message):
-        DCGANConfig(**settings)
+def test_a_size_out_of_range_is_named(hook_off, kind, name, value):
+    with pytest.raises(ValueError, match=f"expected .*{name}"):
+        kind(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["data", "latent", "hidden", "layers"])
-def test_sizes_of_perceptrons_out_of_range_are_named(name):
-    with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
-        ToyGANConfig(**{name: 0})
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [
+        (ToyGenerator, "z", (6, 3)),
+        (ToyGenerator, "z", (2,)),
+        (ToyDiscriminator, "x", (6, 3)),
+        (ToyDiscriminator, "x", (6, 2, 1)),
+        (DCGANGenerator, "z", (6, 4)),
+        (DCGANGenerator, "z", (6, 5, 1)),
+        (DCGANDiscriminator, "x", (6, 1, 8, 7)),
+        (DCGANDiscriminator, "x", (6, 1, 7, 8)),
+        (DCGANDiscriminator, "x", (6, 2, 8, 8)),
+        (DCGANDiscriminator, "x", (6, 8, 8)),
+    ],
+)
+def test_input_of_another_shape_is_named(hook_off, kind, name, shape):
+    model = kind(DCGANConfig(**SMALL) if kind in DCGAN else ToyGANConfig())
+    arguments = (labels(),) if kind in DCGAN else ()
+    with pytest.raises(ValueError, match=f"expected {name} "):
+        model(torch.zeros(shape), *arguments)
 
 
 @pytest.mark.parametrize("value", [-1.01, 1.5, 255.0, math.nan, math.inf])
 def test_images_outside_their_range_are_named(hook_off, value):
     model, x = noisy(DCGANDiscriminator), inputs(DCGANDiscriminator)
     x[2, 0, 3, 4] = value
-    with pytest.raises(ValueError, match=r"expected images in \[-1, 1\], got values from"):
+    with pytest.raises(ValueError, match="expected x in"):
         model(x, labels())
 
 
@@ -310,37 +343,29 @@ def test_images_on_the_edge_of_their_range_are_taken(hook_off):
 @pytest.mark.parametrize("kind", DCGAN)
 def test_a_batch_of_one_in_training_is_named(hook_off, kind):
     model = noisy(kind)
-    with pytest.raises(ValueError, match="expected two or more images in training"):
+    with pytest.raises(ValueError, match="two images or more in training"):
         model(inputs(kind, 1), labels(1))
     assert model.eval()(inputs(kind, 1), labels(1)).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", DCGAN)
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("error", "label"),
     [
-        (None, "expected labels from 0 to 2, got None"),
-        (labels(5), r"expected whole labels of shape \(6,\), got torch.int64 of shape \(5,\)"),
-        (labels().double(), r"expected whole labels of shape \(6,\), got torch.float64"),
-        (labels() + 1, "expected labels from 0 to 2, got 1 to 3"),
-        (labels() - 1, "expected labels from 0 to 2, got -1 to 1"),
+        (ValueError, None),
+        (ValueError, labels(5)),
+        (TypeError, labels().double()),
+        (ValueError, labels() + 1),
+        (ValueError, labels() - 1),
     ],
 )
-def test_labels_that_do_not_fit_are_named(hook_off, kind, label, message):
-    with pytest.raises(ValueError, match=message):
+def test_labels_that_do_not_fit_are_named(hook_off, kind, error, label):
+    with pytest.raises(error, match="labels"):
         noisy(kind)(inputs(kind), label)
 
 
 @pytest.mark.parametrize("kind", DCGAN)
 def test_labels_that_nobody_asked_for_are_refused(hook_off, kind):
     model = kind(DCGANConfig(**SMALL | {"num_classes": 0}))
-    with pytest.raises(ValueError, match="expected no labels, the config has num_classes 0"):
+    with pytest.raises(ValueError, match="expected no labels"):
         model(inputs(kind).float(), labels())
-
-
-@pytest.mark.parametrize("kind", DCGAN + TOY)
-def test_inputs_of_another_shape_are_named(hook_off, kind):
-    model = kind(DCGANConfig(**SMALL) if kind in DCGAN else ToyGANConfig())
-    arguments = (labels(),) if kind in DCGAN else ()
-    with pytest.raises(ValueError, match=r"expected (noise|images|examples) of shape \(B, .*got"):
-        model(torch.zeros(6, 1, 8, 7), *arguments)

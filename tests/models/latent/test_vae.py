@@ -37,7 +37,7 @@ def bend(y):
 def layer(w, name, x, label=None):
     y = x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
     if label is not None:  # the weights of a one-hot code beside the input
-        y = y + F.one_hot(label, CLASSES).double() @ w[f"{name.split('_')[0]}_label.weight"]
+        y = y + F.one_hot(label, CLASSES).double() @ w[f"{name.split('.')[0]}.label.weight"]
     return y
 
 
@@ -45,15 +45,15 @@ def layer(w, name, x, label=None):
 def test_perceptrons_are_the_model_written_out(label):
     model = noisy("mlp", num_classes=0 if label is None else CLASSES)
     w, x, z = dict(model.named_parameters()), images(), normal(5, 4)
-    h = bend(layer(w, "encoder_first.1", x.reshape(5, -1), label))
-    h = bend(layer(w, "encoder_rest.1", h))
-    out = layer(w, "encoder_rest.3", h)
+    h = bend(layer(w, "encoder.first", x.reshape(5, -1), label))
+    h = bend(layer(w, "encoder.second", h))
+    out = layer(w, "encoder.last", h)
     mu, log_var = model.encode(x, label)
     assert torch.allclose(mu, out[:, :4], atol=1e-12)
     assert torch.allclose(log_var, out[:, 4:], atol=1e-12)
-    h = bend(layer(w, "decoder_first.0", z, label))
-    h = bend(layer(w, "decoder_rest.1", h))
-    out = layer(w, "decoder_rest.3", h).reshape(5, 2, 8, 12)
+    h = bend(layer(w, "decoder.first", z, label))
+    h = bend(layer(w, "decoder.second", h))
+    out = layer(w, "decoder.last", h).reshape(5, 2, 8, 12)
     assert torch.allclose(model.decode(z, label), out, atol=1e-12)
 
 
@@ -66,16 +66,16 @@ def test_convolutions_are_the_model_written_out(label):
     def stage(step, x, name):
         return step(x, w[f"{name}.weight"]) + w[f"{name}.bias"][:, None, None]
 
-    h = bend(stage(convolve_by_patches, x, "encoder_first.0"))
-    h = bend(stage(convolve_by_patches, h, "encoder_first.2"))
+    h = bend(stage(convolve_by_patches, x, "encoder.down_1"))
+    h = bend(stage(convolve_by_patches, h, "encoder.down_2"))
     assert h.shape == (5, 4, 2, 3)
-    h = bend(layer(w, "encoder_first.5", h.reshape(5, -1), label))
-    out = layer(w, "encoder_rest.1", h)
+    h = bend(layer(w, "encoder.first", h.reshape(5, -1), label))
+    out = layer(w, "encoder.last", h)
     assert torch.allclose(torch.cat(model.encode(x, label), 1), out, atol=1e-12)
-    h = bend(layer(w, "decoder_first.0", z, label))
-    h = bend(layer(w, "decoder_rest.1", h)).reshape(5, 4, 2, 3)
-    h = bend(stage(paint_by_patches, h, "decoder_rest.4"))
-    out = stage(paint_by_patches, h, "decoder_rest.6")
+    h = bend(layer(w, "decoder.first", z, label))
+    h = bend(layer(w, "decoder.second", h)).reshape(5, 4, 2, 3)
+    h = bend(stage(paint_by_patches, h, "decoder.up"))
+    out = stage(paint_by_patches, h, "decoder.last")
     assert torch.allclose(model.decode(z, label), out, atol=1e-12)
 
 
@@ -105,6 +105,23 @@ def test_a_fresh_model_begins_near_the_prior_and_near_grey(architecture, size):
     assert 0.01 < log_var.std() < 0.3
     assert 0.02 < logits.std() < 0.5
     assert gaussian_kl(mu, log_var).max() < 2
+
+
+@each
+def test_a_fresh_model_starts_as_he_et_al_say(architecture):
+    model = VAE(VAEConfig(architecture=architecture, num_classes=10))
+    for net in (model.encoder, model.decoder):
+        for name, module in net.named_children():
+            if name == "label":  # like columns of the layer that they join
+                inputs = net.first.in_features
+            else:
+                assert module.bias.count_nonzero() == 0, name
+                inputs = module.weight[0].numel()  # of a layer of either kind
+                if isinstance(module, torch.nn.ConvTranspose2d):
+                    inputs = len(module.weight) * 4  # of 16 taps a quarter meets each pixel
+            std = math.sqrt(2 / inputs) * (0.1 if name == "last" else 1)
+            assert module.weight.std().item() == pytest.approx(std, rel=0.12), name
+            assert module.weight.mean().abs() < 0.1 * std, name
 
 
 # Invariances
@@ -178,8 +195,8 @@ def test_it_overfits_eight_images(architecture, num_classes, generator):
     model = VAE(VAEConfig(architecture=architecture, num_classes=num_classes, **settings))
     x = (torch.rand(8, 1, 16, 16, generator=generator) < 0.5).float()
     label = torch.arange(8) if num_classes else None
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(250):
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
+    for _ in range(120):
         optimizer.zero_grad()
         mu, log_var = model.encode(x, label)
         z = reparameterize(mu, log_var, generator=generator)
@@ -194,7 +211,7 @@ def test_it_overfits_eight_images(architecture, num_classes, generator):
 @each
 def test_it_compiles(architecture, hook_off):
     model = noisy(architecture, num_classes=CLASSES)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     arguments = images(), normal(5, 4), labels()
     for a, b in zip(compiled(*arguments), model(*arguments), strict=True):
         assert torch.allclose(a, b, atol=1e-12)
@@ -212,72 +229,76 @@ def test_nothing_waits_for_another_device(architecture):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("name", "settings"),
     [
-        ({"latent": 0}, "expected latent >= 1, got 0"),
-        ({"hidden": 0}, "expected hidden >= 1, got 0"),
-        ({"num_classes": -1}, "expected num_classes >= 0, got -1"),
-        ({"architecture": "cnn"}, "expected architecture mlp or conv, got 'cnn'"),
-        ({"image_shape": (1, 28, 0)}, r"expected image_shape \(channels, rows, columns\), got"),
-        ({"image_shape": (28, 28)}, r"expected image_shape \(channels, rows, columns\), got"),
-        ({"image_shape": [1, 28, 28]}, r"expected image_shape \(channels, rows, columns\), got \["),
-        (
-            {"architecture": "conv", "image_shape": (1, 16, 18)},
-            r"expected rows and columns in multiples of 4, got \(16, 18\)",
-        ),
-        ({"architecture": "conv", "hidden": 20}, "expected a multiple of 8 for hidden, got 20"),
+        ("latent", {"latent": 0}),
+        ("hidden", {"hidden": 0}),
+        ("num_classes", {"num_classes": -1}),
+        ("architecture", {"architecture": "cnn"}),
+        ("image_shape", {"image_shape": (1, 28, 0)}),
+        ("image_shape", {"image_shape": (28, 28)}),
+        ("image_shape", {"image_shape": [1, 28, 28]}),
+        ("image_shape", {"architecture": "conv", "image_shape": (1, 16, 18)}),
+        ("image_shape", {"architecture": "conv", "image_shape": (1, 18, 16)}),
+        ("hidden", {"architecture": "conv", "hidden": 20}),
     ],
 )
-def test_a_setting_out_of_range_is_named(settings, message, hook_off):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_out_of_range_is_named(name, settings, hook_off):
+    with pytest.raises(ValueError, match=f"expected .*{name}"):
         VAEConfig(**settings)
 
 
-@pytest.mark.parametrize("shape", [(5, 1, 8, 12), (5, 2, 12, 8), (2, 8, 12), (5, 192)])
-@each
-def test_images_of_another_shape_are_refused(architecture, shape, hook_off):
-    with pytest.raises(ValueError, match=r"expected images of shape \(B, 2, 8, 12\), got \("):
-        noisy(architecture).encode(torch.zeros(shape, dtype=torch.float64))
-
-
-@each
-def test_latent_points_of_another_shape_are_refused(architecture, hook_off):
-    model = noisy(architecture)
-    for shape in ((5, 3), (4,), (5, 4, 1)):
-        with pytest.raises(ValueError, match=r"expected latent points of shape \(B, 4\), got \("):
-            model.decode(torch.zeros(shape, dtype=torch.float64))
-    for shape in ((1, 4), (5, 1)):
-        with pytest.raises(ValueError, match=r"expected noise of shape \(5, 4\), got \("):
-            model(images(), torch.zeros(shape, dtype=torch.float64))
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("name", "call"),
     [
-        (None, "expected labels from 0 to 2, got None"),
-        (torch.tensor([0, 1, 2, 3, 0]), "expected labels from 0 to 2, got 0 to 3"),
-        (torch.tensor([0, 1, -1, 2, 0]), "expected labels from 0 to 2, got -1 to 2"),
-        (torch.zeros(4, dtype=torch.long), r"expected whole labels of shape \(5,\), got torch.int"),
-        (torch.zeros(5, 3, dtype=torch.long), r"expected whole labels of shape \(5,\), got torch"),
-        (torch.zeros(5), r"expected whole labels of shape \(5,\), got torch.float32"),
+        *(
+            ("x", lambda model, shape=shape: model.encode(zeros(*shape)))
+            for shape in ((5, 1, 8, 12), (5, 2, 12, 8), (2, 8, 12), (5, 192))
+        ),
+        *(
+            ("z", lambda model, shape=shape: model.decode(zeros(*shape)))
+            for shape in ((5, 3), (4,), (5, 4, 1))
+        ),
+        *(
+            ("noise", lambda model, shape=shape: model(images(), zeros(*shape)))
+            for shape in ((1, 4), (5, 1))
+        ),
+        ("no labels", lambda model: model.encode(images(), labels())),
+        ("no labels", lambda model: model.decode(normal(5, 4), labels())),
     ],
 )
-def test_a_wrong_label_is_refused(wrong, message, hook_off):
+@each
+def test_input_that_does_not_fit_is_named(architecture, name, call, hook_off):
+    with pytest.raises(ValueError, match=f"expected {name}"):
+        call(noisy(architecture))
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        (ValueError, None),
+        (ValueError, torch.tensor([0, 1, 2, 3, 0])),
+        (ValueError, torch.tensor([0, 1, -1, 2, 0])),
+        (ValueError, torch.zeros(4, dtype=torch.long)),
+        (ValueError, torch.zeros(5, 3, dtype=torch.long)),
+        (TypeError, torch.zeros(5)),
+    ],
+)
+def test_a_wrong_label_is_refused(error, wrong, hook_off):
     model = noisy("mlp", num_classes=CLASSES)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match="labels"):
         model.encode(images(), wrong)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match="labels"):
         model.decode(normal(5, 4), wrong)
-
-
-def test_a_label_that_nobody_asked_for_is_refused(hook_off):
-    with pytest.raises(ValueError, match="expected no labels, the config has num_classes 0"):
-        noisy("mlp").encode(images(), labels())
 
 
 def test_a_pixel_that_is_no_number_is_refused_by_the_likelihood(hook_off):
     model, x = noisy("mlp"), images()
     x[2, 0, 3, 3] = math.nan
     logits, _, _ = model(x, normal(5, 4))
-    with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got NaN"):
+    with pytest.raises(ValueError, match="expected x in"):
         bernoulli_log_likelihood(x, logits)

@@ -166,27 +166,40 @@ def test_a_judge_learns_eight_images():
     assert loss.item() < 0.05
 
 
-def test_bad_images_are_refused(hook_off):
-    judge, x = load_judge(28), torch.rand(2, 1, 28, 28)
-    for bad in (x[:, :, :16, :16], x[:, 0], x[0], x.expand(2, 3, 28, 28)):
-        with pytest.raises(ValueError, match=r"expected images of shape \(B, 1, 28, 28\), got"):
-            judge(bad)
-    for bad in (x.double(), x.long()):
-        with pytest.raises(ValueError, match=r"expected torch\.float32 images, got torch"):
-            judge.assess(bad)
-    for bad in (2 * x - 1, x + 0.5, x * math.nan, 255 * x):
-        with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got pixels from"):
-            judge.features(bad)
+def with_pixel(value):
+    return lambda x: x.index_fill(3, torch.tensor(5), value)
 
 
-def test_bad_sizes_are_refused(hook_off):
-    with pytest.raises(ValueError, match="expected a size out of 16, 28, got 32"):
+@pytest.mark.parametrize(
+    ("error", "bad"),
+    [
+        (ValueError, lambda x: x[:, :, :16, :16]),
+        (ValueError, lambda x: x[:, 0]),
+        (ValueError, lambda x: x[0]),
+        (ValueError, lambda x: x.expand(2, 3, 28, 28)),
+        (TypeError, lambda x: x.double()),
+        (TypeError, lambda x: x.long()),
+        *((ValueError, with_pixel(value)) for value in (-0.01, 1.01, math.nan, 255.0)),
+    ],
+)
+@pytest.mark.parametrize("method", ["forward", "features", "assess"])
+def test_bad_images_are_named(hook_off, method, error, bad):
+    with pytest.raises(error, match="expected images"):
+        getattr(load_judge(28), method)(bad(torch.rand(2, 1, 28, 28)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", 7), ("num_digits", 0), ("features", 0), ("widths", ()), ("widths", (8, 0))],
+)
+def test_bad_sizes_are_named(hook_off, name, value):
+    with pytest.raises(ValueError, match=f"expected {name}"):
+        JudgeConfig(**{name: value})
+
+
+def test_a_judge_of_another_size_is_refused(hook_off):
+    with pytest.raises(ValueError, match="expected size"):
         load_judge(32)
-    with pytest.raises(ValueError, match="expected size >= 8, got 7"):
-        JudgeConfig(size=7)
-    for bad in ({"num_digits": 0}, {"features": 0}, {"widths": ()}, {"widths": (8, 0)}):
-        with pytest.raises(ValueError, match="expected num_digits, features and every width >= 1"):
-            JudgeConfig(**bad)
 
 
 def test_damaged_or_missing_weights_are_reported(monkeypatch, tmp_path):
