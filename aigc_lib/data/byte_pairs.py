@@ -1,21 +1,23 @@
 """Byte-pair encoding: learning the merges, and the files that hold them.
 
 Training starts from the 256 bytes and merges, again and again, the pair of neighbours that can be
-merged most often; no merge crosses the border of a piece (`data.pre_tokens`). Nothing here is ever
-unpickled.
+merged most often; no merge crosses the border of a piece (`data.pre_tokens`).
+
+A missing file raises FileNotFoundError; one that is no tokenizer, or contradicts itself, ValueError
+that names it. Nothing here is ever unpickled.
 """
 
 import hashlib
 import heapq
 import json
-import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from aigc_lib import expect
+from aigc_lib.data import files
 from aigc_lib.data.pre_tokens import byte_letters, pattern
 from aigc_lib.data.tokenizers import BytePairTokenizer, merge_pair
 
@@ -27,110 +29,58 @@ def train(text: str, vocab_size: int, *, special: Sequence[str] = ()) -> BytePai
     """Learn merges until there are V tokens: bytes 0 to 255, then merges, then special ones.
 
     Each round merges the pair with the largest number of non-overlapping occurrences (aaa holds aa
-    once), among equals the pair with the smallest numbers.
+    once), among equals the pair with the smallest numbers. A special token is what no text becomes
+    by merging; its name is ordinary text here. A text that is used up too early is refused.
 
     Source: Sennrich, Haddow and Birch 2016, algorithm 1, on bytes.
     Derived: —
-
-    Args:
-        text: what to learn from; the name of a special token is ordinary text in it.
-        vocab_size: V, at least 256 and the special tokens.
-        special: names of tokens that no text becomes by merging.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ValueError: V is too small, or the text has no pair left to merge.
     """
+    expect.at_least(256 + len(special), vocab_size=vocab_size)
     goal = vocab_size - len(special)
-    if goal < 256:
-        raise ValueError(
-            f"expected vocab_size >= {256 + len(special)} (256 bytes, {len(special)} special "
-            f"tokens), got {vocab_size}"
-        )
     tokens = [bytes([byte]) for byte in range(256)]
     merges = []
     for a, b in _learn(Counter(pattern("course").findall(text)), goal - 256):
         merges.append((tokens[a], tokens[b]))
         tokens.append(tokens[a] + tokens[b])
-    if len(tokens) < goal:
-        raise ValueError(
-            f"expected a text with pairs to merge for {vocab_size} tokens, got one that is used up "
-            f"at {len(tokens) + len(special)}"
-        )
+    found = len(tokens) + len(special)
+    expect.that(found == vocab_size, f"text with pairs to merge for {vocab_size} tokens", found)
     numbers = {name: goal + i for i, name in enumerate(special)}
-    names = [name.encode() for name in special]
-    return BytePairTokenizer([*tokens, *names], merges, special=numbers)
+    tokens += [name.encode() for name in special]
+    return BytePairTokenizer(tokens, merges, special=numbers)
 
 
 def cached(path: str | Path, text: str, vocab_size: int) -> BytePairTokenizer:
-    """Load what was trained on this very text for this size, or train and save it.
-
-    Args:
-        path: the file; a tokenizer of another text or size that is there is replaced.
-        text: what to learn from.
-        vocab_size: V.
-
-    Returns:
-        The tokenizer, the same as from `train`.
-
-    Raises:
-        ValueError: the file is no tokenizer, or `train` refuses the text or the size.
-    """
+    """Load what was trained on this very text for this size, else train and save it there."""
+    path = Path(path)
     key = f"{vocab_size} tokens of sha256 {hashlib.sha256(text.encode()).hexdigest()}"
-    if Path(path).exists():
-        tree = _read_json(Path(path))
-        tokenizer = _from_tree(tree, Path(path))
+    if path.exists():
+        tree = _read_json(path)
+        tokenizer = _from_tree(tree, path)
         if tree.get("trained_on") == key:
             return tokenizer
     tokenizer = train(text, vocab_size)
-    _write(tokenizer, Path(path), key)
+    _write(tokenizer, path, key)
     return tokenizer
 
 
 def save(tokenizer: BytePairTokenizer, path: str | Path) -> None:
-    """Write tokens and merges as JSON that can be read, whole or not at all.
-
-    Args:
-        tokenizer: any.
-        path: the file; one that is there is replaced.
-    """
+    """Write tokens and merges as JSON that can be read, whole or not at all."""
     _write(tokenizer, Path(path), None)
 
 
 def load(path: str | Path) -> BytePairTokenizer:
-    """Read what `save` or `cached` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no tokenizer.
-    """
+    """Read what `save` or `cached` wrote."""
     return _from_tree(_read_json(Path(path)), Path(path))
 
 
 def from_published(folder: str | Path) -> BytePairTokenizer:
     """Read a tokenizer in GPT-2's published layout, with GPT-2's pre-tokeniser.
 
+    vocab.json maps each token to its number; merges.txt holds a heading, then two tokens a line,
+    the first learned first. <|endoftext|> is special if it is among the tokens.
+
     Source: Radford et al. 2019, section 2.2, and their published encoder.py.
     Derived: —
-
-    Args:
-        folder: holds vocab.json (from each token to its number) and merges.txt (a heading, then
-            two tokens a line, the first learned first).
-
-    Returns:
-        The tokenizer; <|endoftext|> is special if it is among the tokens.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is malformed, or the two do not fit together.
     """
     vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
     tree = _read_json(vocabulary)
@@ -140,9 +90,9 @@ def from_published(folder: str | Path) -> BytePairTokenizer:
     lines = _read(merges).split("\n")
     if lines and lines[0].startswith("#version"):
         del lines[0]
-    special = {END_OF_TEXT: tree[END_OF_TEXT]} if END_OF_TEXT in tree else {}
     while lines and not lines[-1].strip():
         del lines[-1]
+    special = {END_OF_TEXT: tree[END_OF_TEXT]} if END_OF_TEXT in tree else {}
     return _built(names, [line.rstrip("\r") for line in lines], special, "gpt2", Path(folder))
 
 
@@ -209,22 +159,13 @@ def _write(tokenizer: BytePairTokenizer, path: Path, trained_on: str | None) -> 
         ],
         "merges": [f"{_printable(a)} {_printable(b)}" for a, b in tokenizer.merges],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(tree, file, ensure_ascii=False, indent=0)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.put(path, json.dumps(tree, ensure_ascii=False, indent=0).encode())
 
 
 def _from_tree(tree: dict[str, Any], path: Path) -> BytePairTokenizer:
     kinds = {"pieces": str, "special": dict, "tokens": list, "merges": list}
-    if tree.get("format") != _FORMAT or not all(
-        isinstance(tree.get(name), kind) for name, kind in kinds.items()
-    ):
+    known = all(isinstance(tree.get(name), kind) for name, kind in kinds.items())
+    if tree.get("format") != _FORMAT or not known:
         raise ValueError(
             f'{path}: expected a tokenizer of the format "{_FORMAT}", got another file; '
             "name another file, or delete it"
@@ -237,27 +178,21 @@ def _from_tree(tree: dict[str, Any], path: Path) -> BytePairTokenizer:
 
 def _built(names, lines, special, pieces, path) -> BytePairTokenizer:
     """From tokens and merges as they are printed; errors name the file or folder."""
-    merges = []
-    for number, line in enumerate(lines, 1):
-        parts = line.split(" ") if isinstance(line, str) else []
-        if len(parts) != 2:
-            raise ValueError(
-                f"{path}: expected merges of two tokens, got {line!r} as number {number}"
-            )
-        merges.append(tuple(parts))
     value = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+    def read(token: str) -> bytes:
+        strange = [letter for letter in token if letter not in value]
+        expect.that(not strange, "tokens in GPT-2's letters for bytes", strange[:1])
+        return bytes(value[letter] for letter in token)
+
     try:
-        tokens = [
-            name.encode() if name in special else bytes(value[letter] for letter in name)
-            for name in names
-        ]
-        pairs = [(bytes(value[c] for c in a), bytes(value[c] for c in b)) for a, b in merges]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected tokens in GPT-2's letters for bytes, got {error.args[0]!r}"
-        ) from None
-    try:
-        return BytePairTokenizer(tokens, pairs, special=special, pieces=pieces)
+        strange = [name for name in names if not isinstance(name, str)]
+        expect.that(not strange, "tokens in GPT-2's letters for bytes", strange[:1])
+        wrong = [line for line in lines if not isinstance(line, str) or line.count(" ") != 1]
+        expect.that(not wrong, "merges of two tokens", wrong[:1])
+        merges = [tuple(map(read, line.split(" "))) for line in lines]
+        tokens = [name.encode() if name in special else read(name) for name in names]
+        return BytePairTokenizer(tokens, merges, special=special, pieces=pieces)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -270,8 +205,6 @@ def _printable(token: bytes) -> str:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected this file, got none") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, got {error}") from None
 

@@ -2,7 +2,8 @@
 
 Nothing here runs at import, and nothing is fetched unless `mnist` is called. Each file is taken
 from the first mirror that gives the right bytes, checked by length and SHA-256, and only then put
-in place, so that a file under its own name is always whole.
+in place, so that a file under its own name is always whole. Why not pooch: it writes to the disk
+whatever a server sends, without end, and checks only then (1.9).
 """
 
 import gzip
@@ -10,7 +11,6 @@ import hashlib
 import http.client
 import math
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -22,11 +22,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from aigc_lib import expect
+from aigc_lib.data import files
+
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-_CHUNK = 1 << 16
 
 
 class DownloadError(OSError):
@@ -35,17 +37,11 @@ class DownloadError(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file somewhere else, and how to know it.
+    """A file somewhere else, and how to know it."""
 
-    Attributes:
-        name: below each mirror's address, and in the folder that it is kept in.
-        length: number of bytes.
-        sha256: of all its bytes, in hexadecimal.
-    """
-
-    name: str
-    length: int
-    sha256: str
+    name: str  # below each mirror's address, and in the folder that it is kept in
+    length: int  # bytes
+    sha256: str  # of all its bytes, in hexadecimal
 
 
 MNIST = {
@@ -83,26 +79,14 @@ def mnist(
     mirrors: tuple[str, ...] = MIRRORS,
     timeout: float = 30.0,
 ) -> tuple[Float[Tensor, "N 1 28 28"], Int[Tensor, " N"]]:
-    """Handwritten digits, white on black; fetched once, then read from the folder.
+    """Handwritten digits, white on black, in [0, 1], and what they show: 60 000, or 10 000 to test.
+
+    Fetched once, then read from the folder; see `fetch`.
 
     Source: LeCun et al. 1998, section III.A, for the data; the format is IDX.
     Derived: —
-
-    Args:
-        folder: where the two files of a split are kept; made if missing.
-        split: "train", 60 000 images, or "test", 10 000.
-        mirrors: addresses to try in order, each ending in "/".
-        timeout: seconds that a mirror may stay silent.
-
-    Returns:
-        Images with grey values in [0, 1], and the digits that they show.
-
-    Raises:
-        DownloadError: a file is not in the folder and no mirror gave it.
-        ValueError: there is no such split, or a setting is out of range.
     """
-    if split not in MNIST:
-        raise ValueError(f"expected a split out of {', '.join(MNIST)}, got {split!r}")
+    expect.one_of(MNIST, split=split)
     images, labels = (
         read_idx(fetch(file, folder, mirrors=mirrors, timeout=timeout)) for file in MNIST[split]
     )
@@ -116,40 +100,23 @@ def fetch(
     mirrors: tuple[str, ...] = MIRRORS,
     timeout: float = 30.0,
 ) -> Path:
-    """Have a file in a folder: as it is if it is there and right, else from the first good mirror.
+    """The file in the folder: as it is if it is there and right, else from the first good mirror.
 
-    Args:
-        file: what to fetch.
-        folder: where it is kept; made if missing.
-        mirrors: addresses to try in order, each ending in "/".
-        timeout: seconds that a mirror may stay silent, above 0.
-
-    Returns:
-        The path of the whole, checked file.
-
-    Raises:
-        DownloadError: no mirror gave it; what stood in the folder is untouched.
-        ValueError: no mirror, one without "/" at its end, or a timeout that is not above 0.
+    A mirror's address ends in "/"; it may stay silent for `timeout` seconds. DownloadError if none
+    gave the right bytes: then what stood in the folder is untouched.
     """
-    if not mirrors or any(not mirror.endswith("/") for mirror in mirrors):
-        raise ValueError(f'expected one or more mirrors that end in "/", got {mirrors}')
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"expected a finite timeout > 0, got {timeout}")
+    slashed = len(mirrors) > 0 and all(mirror.endswith("/") for mirror in mirrors)
+    expect.that(slashed, 'one or more mirrors that end in "/"', mirrors)
+    expect.above(0, timeout=timeout)
+    expect.finite(timeout=timeout)
     path = Path(folder, file.name)
-    if path.is_file() and _fault(file, path.read_bytes()) is None:
+    if path.is_file() and not _fault(file, path.read_bytes()):
         return path
     answers = []
     for mirror in mirrors:
-        try:
-            data = _get(mirror + file.name, file.length, timeout)
-            fault = _fault(file, data)
-        # A timeout is an OSError, and so is every refusal of urllib's.
-        except (OSError, http.client.HTTPException) as error:
-            fault = str(getattr(error, "reason", "") or error) or type(error).__name__
-            if isinstance(error, urllib.error.HTTPError):
-                fault = f"status {error.code}"
-        if fault is None:
-            _put(path, data)
+        data, fault = _get(mirror, file, timeout)
+        if not fault:
+            files.put(path, data)
             return path
         answers.append(f"{mirror}: {fault}")
     raise DownloadError(
@@ -159,16 +126,9 @@ def fetch(
 
 
 def read_idx(path: str | os.PathLike) -> UInt8[Tensor, "N *rest"]:
-    """Read a gzipped IDX file of bytes: two zeros, type 8, the number of axes, the sizes, the data.
+    """A gzipped IDX file of bytes: two zeros, type 8, the number of axes, the sizes, the data.
 
-    Args:
-        path: the file.
-
-    Returns:
-        (N, …) numbers from 0 to 255, in uint8.
-
-    Raises:
-        ValueError: the file is not gzipped, not IDX of unsigned bytes, or too short or too long.
+    ValueError, with the file's name, for anything else.
     """
     path = Path(path)
     try:
@@ -188,35 +148,24 @@ def read_idx(path: str | os.PathLike) -> UInt8[Tensor, "N *rest"]:
     return torch.from_numpy(numbers.copy()).reshape(shape)
 
 
-def _get(address: str, length: int, timeout: float) -> bytes:
-    """At most one byte more than wanted: enough to see that there is too much."""
-    data = bytearray()
-    with urllib.request.urlopen(address, timeout=timeout) as answer:
-        if answer.status != 200:
-            raise OSError(f"status {answer.status}")
-        while len(data) <= length and (part := answer.read(min(_CHUNK, length + 1 - len(data)))):
-            data += part
-    return bytes(data)
+def _get(mirror: str, file: RemoteFile, timeout: float) -> tuple[bytes, str]:
+    """What a mirror gives, and what is wrong with it."""
+    try:
+        with urllib.request.urlopen(mirror + file.name, timeout=timeout) as answer:
+            if answer.status != 200:
+                return b"", f"status {answer.status}"
+            data = answer.read(file.length + 1)  # Enough to see that there is too much.
+    except urllib.error.HTTPError as error:
+        return b"", f"status {error.code}"
+    # A timeout is an OSError, and so is every refusal of urllib's.
+    except (OSError, http.client.HTTPException) as error:
+        return b"", str(getattr(error, "reason", "") or error) or type(error).__name__
+    return data, _fault(file, data)
 
 
-def _fault(file: RemoteFile, data: bytes) -> str | None:
+def _fault(file: RemoteFile, data: bytes) -> str:
     if len(data) != file.length:
         size = f"{len(data)} bytes" if len(data) < file.length else "more"
         return f"expected {file.length} bytes, got {size}"
     found = hashlib.sha256(data).hexdigest()
-    return None if found == file.sha256 else f"expected SHA-256 {file.sha256}, got {found}"
-
-
-def _put(path: Path, data: bytes) -> None:
-    """The file is whole or not there: it gets its name only after its last byte is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return "" if found == file.sha256 else f"expected SHA-256 {file.sha256}, got {found}"

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aigc_lib import expect
+
 DIGITS = "0123456789"
 TRAIN_FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
@@ -44,38 +46,19 @@ _CHUNK = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Which faces are drawn, and how far each draw may stray; all draws are uniform.
+    """Which faces are drawn, and the range or greatest size of each draw; all draws are uniform."""
 
-    Attributes:
-        upright: leave out slanted faces.
-        height: least and greatest height of a "0", as a share of the image's side.
-        rotation: greatest angle to either side, in degrees.
-        slant: greatest horizontal shear to either side.
-        stretch: greatest |log(width / height)| added.
-        bolder: least and greatest width added on each side of a stroke, in heights of a "0".
-        shift: greatest move along each axis, as a share of the image's side; less where the glyph
-            would leave the image.
-    """
-
-    upright: bool
-    height: tuple[float, float]
-    rotation: float
-    slant: float
-    stretch: float
-    bolder: tuple[float, float]
-    shift: float
+    upright: bool = False  # leave out slanted faces
+    height: tuple[float, float] = (0.54, 0.76)  # of a "0", as a share of the image's side
+    rotation: float = 15.0  # to either side, in degrees
+    slant: float = 0.25  # horizontal shear to either side
+    stretch: float = 0.25  # |log(width / height)| added
+    bolder: tuple[float, float] = (0.005, 0.035)  # on each side of a stroke, in heights of a "0"
+    shift: float = 0.08  # along each axis, as a share of the side; less where a glyph would leave
 
 
 PRESETS = {
-    "full": Preset(
-        upright=False,
-        height=(0.54, 0.76),
-        rotation=15.0,
-        slant=0.25,
-        stretch=0.25,
-        bolder=(0.005, 0.035),
-        shift=0.08,
-    ),
+    "full": Preset(),
     "easy": Preset(
         upright=True,
         height=(0.64, 0.7),
@@ -90,17 +73,11 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Glyphs:
-    """Images of characters, white on black, with what they show.
+    """Images of characters, white on black, with what they show."""
 
-    Attributes:
-        images: (N, 1, Y, X) grey values from 0, black, to 1, white; rows from top to bottom.
-        labels: (N,) which of the characters, as a place in the string that was asked for.
-        faces: (N,) the face, as a place in FACES.
-    """
-
-    images: Float[Tensor, "N 1 Y X"]
-    labels: Int[Tensor, " N"]
-    faces: Int[Tensor, " N"]
+    images: Float[Tensor, "N 1 Y X"]  # from 0, black, to 1, white; rows from top to bottom
+    labels: Int[Tensor, " N"]  # which of the characters, as a place in the string asked for
+    faces: Int[Tensor, " N"]  # places in FACES
 
 
 def glyphs(
@@ -114,28 +91,14 @@ def glyphs(
 ) -> Glyphs:
     """Draw images of characters; each character, and each face, is equally likely.
 
-    The same generator state gives the same labels and faces everywhere, and the same pixels up to
-    rounding; no stroke touches the outermost pixels.
-
-    Args:
-        count: N, at least 1.
-        generator: the only source of randomness; the tensors are made on its device.
-        size: side of the images in pixels, from 12; the course uses 16 and 28.
-        preset: "full" or "easy".
-        split: "train", "held_out" or "all": which faces; see `faces`.
-        characters: what to draw, each once in the string; each must be in every face.
-
-    Returns:
-        The images.
-
-    Raises:
-        ValueError: a setting is out of range, or a face lacks a character.
-        ImportError: matplotlib, which brings the faces, is not installed.
+    The same state of the generator, on whose device the tensors are made, gives the same labels and
+    faces everywhere, and the same pixels up to rounding. No stroke touches the outermost pixels.
+    The course uses sizes 16 and 28; each of the characters must be in every face.
     """
-    if count < 1 or size < 12:
-        raise ValueError(f"expected count >= 1 and size >= 12, got {count} and {size}")
-    if not characters or len(set(characters)) != len(characters):
-        raise ValueError(f"expected characters, each of them once, got {characters!r}")
+    expect.at_least(1, count=count)
+    expect.at_least(12, size=size)
+    once = 0 < len(set(characters)) == len(characters)
+    expect.that(once, "characters, each of them once", repr(characters))
     names, device = faces(preset, split), generator.device
     masters, halves = (t.to(device) for t in _masters(names, characters))
     labels, chosen = (
@@ -153,21 +116,9 @@ def glyphs(
 
 
 def faces(preset: str = "full", split: str = "train") -> tuple[str, ...]:
-    """The faces that a preset draws from in a split.
-
-    Args:
-        preset: "full" or "easy".
-        split: "train", "held_out" or "all".
-
-    Returns:
-        Names out of FACES.
-
-    Raises:
-        ValueError: there is no such preset or split.
-    """
-    for name, known, what in ((preset, PRESETS, "preset"), (split, SPLITS, "split")):
-        if name not in known:
-            raise ValueError(f"expected a {what} out of {', '.join(known)}, got {name!r}")
+    """The faces that a preset draws from in a split, out of FACES."""
+    expect.one_of(PRESETS, preset=preset)
+    expect.one_of(SPLITS, split=split)
     slanted = ("Oblique", "Italic", "BolIta", "cmti10")
     return tuple(
         face for face in SPLITS[split] if not (PRESETS[preset].upright and face.endswith(slanted))
@@ -175,22 +126,10 @@ def faces(preset: str = "full", split: str = "train") -> tuple[str, ...]:
 
 
 def binarize(images: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The course's one rule for black-and-white images: 1 where a pixel is above 0.5, else 0.
-
-    Args:
-        images: grey values in [0, 1].
-
-    Returns:
-        Zeros and ones, of the images' shape and dtype.
-
-    Raises:
-        ValueError: a pixel is outside [0, 1], or NaN.
-    """
-    if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
-        low, high = (images.min().item(), images.max().item()) if images.numel() else (None, None)
-        raise ValueError(
-            f"expected floating-point pixels in [0, 1], got {images.dtype} from {low} to {high}"
-        )
+    """1 where a pixel is above 0.5, else 0: the course's one rule for black-and-white images."""
+    expect.floating(images=images)
+    if not ((images >= 0) & (images <= 1)).all():  # False for NaN, too
+        raise ValueError(f"expected images in [0, 1], got {images.min()} to {images.max()}")
     return (images > 0.5).to(images.dtype)
 
 
@@ -225,9 +164,7 @@ def _draw(masters: Tensor, linear: Tensor, shift: Tensor, bolder: Tensor, size: 
     back = torch.linalg.inv(linear)
     theta = torch.cat([back, -back @ shift[:, :, None]], 2) / _HALF
     grid = F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
-    distance = F.grid_sample(
-        masters[:, None], grid, padding_mode="border", align_corners=False
-    )  #                                                                   N 1 Y X
+    distance = F.grid_sample(masters[:, None], grid, padding_mode="border", align_corners=False)
     # The frame is 2 wide: a height of the "0" is √det/2 of it, or √det/2 · size pixels.
     pixels = torch.linalg.det(linear).sqrt() * size / 2
     edge = (bolder[:, None, None, None] - distance) * pixels[:, None, None, None]

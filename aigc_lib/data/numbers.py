@@ -10,10 +10,12 @@ zeros at a section's end are not read. After the upper section stands 万. Alway
 before 十 is dropped at the very beginning alone: 十二 and 十二万, but 一百一十二 and 一万零一十二.
 So 105 042 is 十万五千零四十二.
 
-Every number has exactly one form in each language, and the parsers accept no other.
+Every number has exactly one form in each language, and the parsers accept no other: ValueError for
+another text, a number out of range, or a form that is not "english", "chinese" or "digits".
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +24,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aigc_lib import expect
+
 LARGEST = 999_999
 FORMS = ("english", "chinese", "digits")
 
 _SMALL = [
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
-    "nineteen",
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
 ]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = [*_SMALL, *_TENS, "hundred", "thousand"]
@@ -38,14 +42,8 @@ _SIGNS = [*_DIGITS, *_UNITS[1:], "万"]
 # A begin token for each form: it tells the decoder which one is wanted.
 PAD, EOS = 0, 1
 BOS = {form: 2 + i for i, form in enumerate(FORMS)}
-VOCABULARY = (
-    "<pad>",
-    "<eos>",
-    *(f"<{form}>" for form in FORMS),
-    *_WORDS,
-    *_SIGNS,
-    *"0123456789",
-)
+_BEGIN = [f"<{form}>" for form in FORMS]
+VOCABULARY = ("<pad>", "<eos>", *_BEGIN, *_WORDS, *_SIGNS, *"0123456789")
 _IDS = {token: i for i, token in enumerate(VOCABULARY)}
 
 Direction = tuple[str, str]
@@ -54,58 +52,33 @@ BOTH = (("english", "chinese"), ("chinese", "english"))
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationBatch:
-    """Numbers in one form and in another, padded at the right.
+    """Numbers in one form and in another, padded at the right."""
 
-    Attributes:
-        source: (B, M) tokens of the source, then EOS, then PAD.
-        target_in: (B, T) what the decoder reads: BOS of the form wanted, the target, PAD.
-        target_out: (B, T) what it shall answer: the target, EOS, PAD.
-        numbers: (B,) the numbers themselves.
-    """
-
-    source: Int[Tensor, "B M"]
-    target_in: Int[Tensor, "B T"]
-    target_out: Int[Tensor, "B T"]
-    numbers: Int[Tensor, " B"]
+    source: Int[Tensor, "B M"]  # tokens of the source, then EOS, then PAD
+    target_in: Int[Tensor, "B T"]  # what the decoder reads: BOS of the form wanted, the target, PAD
+    target_out: Int[Tensor, "B T"]  # what it shall answer: the target, EOS, PAD
+    numbers: Int[Tensor, " B"]  # the numbers themselves
 
 
 def to_english(n: int) -> str:
-    """Write a number in English words.
+    """105 042 ↦ "one hundred five thousand forty-two".
 
     Source: The Chicago Manual of Style 2017, sections 7.89 (hyphens) and 9.5 (no "and").
     Derived: —
-
-    Args:
-        n: from 0 to 999 999.
-
-    Returns:
-        Words in small letters, such as "one hundred five thousand forty-two".
-
-    Raises:
-        ValueError: the number is out of range.
     """
-    _require_number(n)
+    _check_number(n)
     thousands, rest = divmod(n, 1000)
     parts = [*_below_thousand(thousands), "thousand"] if thousands else []
     return " ".join(parts + _below_thousand(rest)) if n else "zero"
 
 
 def to_chinese(n: int) -> str:
-    """Write a number in Chinese numerals.
+    """105 042 ↦ 十万五千零四十二.
 
     Source: People's Education Press, mathematics for primary schools, year 4, volume 1, chapter 1.
     Derived: —
-
-    Args:
-        n: from 0 to 999 999.
-
-    Returns:
-        Numerals, such as 十万五千零四十二.
-
-    Raises:
-        ValueError: the number is out of range.
     """
-    _require_number(n)
+    _check_number(n)
     upper, lower = divmod(n, 10_000)
     text = f"{_section(upper)}万" if upper else ""
     if lower:
@@ -114,17 +87,7 @@ def to_chinese(n: int) -> str:
 
 
 def from_english(text: str) -> int:
-    """Read what `to_english` writes, and nothing else.
-
-    Args:
-        text: English words.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: a word is unknown, or the number is written in another way.
-    """
+    """Read what `to_english` writes, and nothing else."""
     total = part = 0
     for word in re.split("[ -]", text):
         if word == "hundred":
@@ -141,17 +104,7 @@ def from_english(text: str) -> int:
 
 
 def from_chinese(text: str) -> int:
-    """Read what `to_chinese` writes, and nothing else.
-
-    Args:
-        text: Chinese numerals.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: a character is unknown, or the number is written in another way.
-    """
+    """Read what `to_chinese` writes, and nothing else."""
     total = part = digit = 0
     for i, sign in enumerate(text):
         if sign == "万":
@@ -168,83 +121,34 @@ def from_chinese(text: str) -> int:
 
 
 def write(n: int, form: str) -> str:
-    """Write a number in a form.
-
-    Args:
-        n: from 0 to 999 999.
-        form: "english", "chinese" or "digits" (without leading zeros or separators).
-
-    Returns:
-        The text.
-
-    Raises:
-        ValueError: the number is out of range, or there is no such form.
-    """
-    _require_form(form)
-    _require_number(n)
-    return {"english": to_english, "chinese": to_chinese, "digits": str}[form](n)
+    """A number in a form; digits have neither leading zeros nor separators."""
+    expect.one_of(FORMS, form=form)
+    return {"english": to_english, "chinese": to_chinese, "digits": _to_digits}[form](n)
 
 
 def read(text: str, form: str) -> int:
-    """Read what `write` writes, and nothing else.
-
-    Args:
-        text: a number in the form.
-        form: "english", "chinese" or "digits".
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: the text is not that form of a number in the range, or there is no such form.
-    """
-    _require_form(form)
+    """Read what `write` writes, and nothing else."""
+    expect.one_of(FORMS, form=form)
     if form == "digits":
-        if not re.fullmatch("0|[1-9][0-9]{0,5}", text):
-            raise ValueError(f"expected 1 to 6 digits without leading zeros, got {text!r}")
+        plain = re.fullmatch("0|[1-9][0-9]{0,5}", text) is not None
+        expect.that(plain, "1 to 6 digits without leading zeros", repr(text))
         return int(text)
     return {"english": from_english, "chinese": from_chinese}[form](text)
 
 
 def encode(n: int, form: str) -> list[int]:
-    """The tokens of a number: words (a hyphen parts them and is no token), numerals, or digits.
-
-    Args:
-        n: from 0 to 999 999.
-        form: "english", "chinese" or "digits".
-
-    Returns:
-        Places in VOCABULARY, without BOS or EOS.
-
-    Raises:
-        ValueError: the number is out of range, or there is no such form.
-    """
+    """Places in VOCABULARY, without BOS or EOS: words (a hyphen parts two), numerals, digits."""
     text = write(n, form)
     return [_IDS[token] for token in (re.split("[ -]", text) if form == "english" else text)]
 
 
 def decode(ids: Sequence[int], form: str) -> str:
-    """The text of some tokens, up to the first EOS; it need not be a number.
-
-    Args:
-        ids: places in VOCABULARY, with or without BOS; what follows EOS is not looked at.
-        form: decides how tokens are joined: "english", "chinese" or "digits".
-
-    Returns:
-        The text, for the tokens of a number what `write` gives.
-
-    Raises:
-        ValueError: a token is out of range, or there is no such form.
-    """
-    _require_form(form)
-    tokens: list[str] = []
-    for i in ids:
-        if not 0 <= i < len(VOCABULARY):
-            raise ValueError(f"expected tokens from 0 to {len(VOCABULARY) - 1}, got {i}")
-        if i == EOS:
-            break
-        if i not in BOS.values():
-            tokens.append(VOCABULARY[i])
+    """The text of some tokens, without BOS, up to the first EOS; it need not be a number."""
+    expect.one_of(FORMS, form=form)
+    ids = list(itertools.takewhile(lambda i: i != EOS, ids))
+    wrong = [i for i in ids if not 0 <= i < len(VOCABULARY)]
+    expect.that(not wrong, f"ids from 0 to {len(VOCABULARY) - 1}", wrong[:1])
+    tokens = [VOCABULARY[i] for i in ids if i not in BOS.values()]
     if form != "english":
         return "".join(tokens)
     tens, units = "|".join(_TENS), "|".join(_SMALL[1:10])
@@ -252,18 +156,12 @@ def decode(ids: Sequence[int], form: str) -> str:
 
 
 def is_held_out(n: Int[Tensor, "..."]) -> Tensor:
-    """Which numbers no training batch holds: a tenth of those from 100 on, scattered.
+    """n ≥ 100 and (n · 2654435761 mod 2³²) ≥ 0.9 · 2³²: about a tenth, scattered.
 
-    n is held out if n ≥ 100 and (n · 2654435761 mod 2³²) ≥ 0.9 · 2³².
+    No training batch holds these numbers.
 
     Source: Knuth 1998, volume 3, section 6.4 (multiplicative hashing by the golden ratio).
     Derived: —
-
-    Args:
-        n: whole numbers.
-
-    Returns:
-        True where held out, of n's shape.
     """
     return (n >= 100) & (n.long() * 2_654_435_761 % 2**32 >= 9 * 2**32 // 10)
 
@@ -278,22 +176,11 @@ def sample(
     """Draw numbers to translate, each length in digits equally often.
 
     First a length is drawn among those that have numbers (1 to 6 digits; 3 to 6 if held out), then
-    a number of that length, then a direction, each equally likely.
-
-    Args:
-        batch: B, at least 1.
-        generator: the only source of randomness; the tensors are made on its device.
-        directions: pairs (source, target) of forms to choose from.
-        held_out: draw only numbers that `is_held_out`, or only others.
-
-    Returns:
-        The batch.
-
-    Raises:
-        ValueError: the batch is empty, or there is no such form.
+    a number of that length, then one of the directions (source, target), each equally likely. The
+    numbers are those that `is_held_out`, or the others. The tensors are on the generator's device.
     """
-    if batch < 1 or not directions:
-        raise ValueError(f"expected batch >= 1 and directions, got {batch} and {directions}")
+    expect.at_least(1, batch=batch)
+    expect.that(len(directions) > 0, "one or more directions", directions)
     device = generator.device
     pool, starts, sizes = (t.to(device) for t in _pool(held_out))
     draws = torch.rand(3, batch, generator=generator, device=device, dtype=torch.float64)
@@ -304,24 +191,9 @@ def sample(
 
 
 def translate(numbers: Int[Tensor, " B"], directions: Sequence[Direction]) -> TranslationBatch:
-    """The batch of given numbers in given directions.
-
-    Args:
-        numbers: B numbers from 0 to 999 999.
-        directions: a pair (source, target) of forms for each.
-
-    Returns:
-        The batch, on the numbers' device, padded to its longest entries.
-
-    Raises:
-        ValueError: not as many directions as numbers, a number is out of range, or there is no
-            such form.
-    """
-    if numbers.ndim != 1 or not len(numbers) or len(numbers) != len(directions):
-        raise ValueError(
-            f"expected one direction for each of one or more numbers, got numbers of shape "
-            f"{tuple(numbers.shape)} and {len(directions)} directions"
-        )
+    """The batch of given numbers, each in its direction (source, target), padded to the longest."""
+    expect.at_least(1, directions=len(directions))
+    expect.shaped((len(directions),), numbers=numbers)
     sources, targets, begins = [], [], []
     for n, (source, target) in zip(numbers.tolist(), directions, strict=True):
         sources.append([*encode(n, source), EOS])
@@ -337,6 +209,11 @@ def translate(numbers: Int[Tensor, " B"], directions: Sequence[Direction]) -> Tr
         target_out=target_out,
         numbers=numbers,
     )
+
+
+def _to_digits(n: int) -> str:
+    _check_number(n)
+    return str(n)
 
 
 def _below_thousand(n: int) -> list[str]:
@@ -365,8 +242,7 @@ def _pool(held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers that may be drawn; where each length starts among them, and how many it has."""
     numbers = torch.arange(LARGEST + 1)
     numbers = numbers[is_held_out(numbers) == held_out]
-    borders = torch.tensor([0, *(10**k for k in range(1, 7))])
-    edges = torch.searchsorted(numbers, borders)
+    edges = torch.searchsorted(numbers, torch.tensor([0, *(10**k for k in range(1, 7))]))
     sizes = edges.diff()
     return numbers, edges[:-1][sizes > 0], sizes[sizes > 0]
 
@@ -377,18 +253,11 @@ def _padded(rows: list[list[int]], device: torch.device) -> Tensor:
 
 
 def _same(n: int, text: str, write) -> int:
-    if n > LARGEST:
-        raise ValueError(f"expected a number from 0 to {LARGEST}, got {text!r}")
-    if write(n) != text:
-        raise ValueError(f"expected {write(n)!r} for {n}, got {text!r}")
+    expect.that(n <= LARGEST, f"text of a number from 0 to {LARGEST}", repr(text))
+    expect.that(write(n) == text, f"text {write(n)!r} for {n}", repr(text))
     return n
 
 
-def _require_number(n: int) -> None:
-    if type(n) is not int or not 0 <= n <= LARGEST:
-        raise ValueError(f"expected a whole number from 0 to {LARGEST}, got {n!r}")
-
-
-def _require_form(form: str) -> None:
-    if form not in FORMS:
-        raise ValueError(f"expected one of the forms {', '.join(FORMS)}, got {form!r}")
+def _check_number(n: int) -> None:
+    whole = type(n) is int and 0 <= n <= LARGEST
+    expect.that(whole, f"n to be a whole number from 0 to {LARGEST}", repr(n))

@@ -5,9 +5,12 @@ their edition of Unicode is Python's. A letter that Unicode gained later counts 
 """
 
 import functools
+import itertools
 import re
 import sys
 import unicodedata
+
+from aigc_lib import expect
 
 # A word, a number or signs, each with the space before it; line ends with the next line's
 # indentation; what is left of other white space.
@@ -19,7 +22,7 @@ _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # 2
 
 @functools.cache
 def pattern(name: str) -> re.Pattern[str]:
-    r"""The expression that cuts a text into pieces; every character falls into exactly one.
+    r"""Its `findall` cuts a text into pieces; every character falls into exactly one.
 
     "course" is ` ?[^\W\d]+| ?\d+|\n+ *| ?[^\w\s]+| +(?= )|\s`: indentation is one piece.
     "gpt2" is GPT-2's own,
@@ -27,43 +30,30 @@ def pattern(name: str) -> re.Pattern[str]:
 
     Source: Radford et al. 2019, their published encoder.py.
     Derived: —
-
-    Args:
-        name: "course" or "gpt2".
-
-    Returns:
-        The compiled expression; `findall` gives the pieces.
-
-    Raises:
-        ValueError: there is no such expression.
     """
+    expect.one_of(("course", "gpt2"), pre_tokeniser=name)
     if name == "course":
         return re.compile(COURSE)
-    if name == "gpt2":
-        letter, number = _category("L"), _category("N")
-        return re.compile(
-            rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{letter}]+| ?[{number}]+"
-            rf"| ?[^{_SPACE}{letter}{number}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
-        )
-    raise ValueError(f'expected the pre-tokeniser "course" or "gpt2", got {name!r}')
+    letter, number = _category("L"), _category("N")
+    return re.compile(
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{letter}]+| ?[{number}]+"
+        rf"| ?[^{_SPACE}{letter}{number}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
+    )
 
 
 @functools.cache
 def byte_letters() -> str:
-    """A printable character for each of the 256 bytes, as GPT-2's files write them.
+    """A printable character for each of the 256 bytes, in their order, as GPT-2's files write them.
 
     The bytes that are printable in Latin-1 (! to ~, ¡ to ¬, ® to ÿ) stand for themselves, the other
     68, in their order, for the characters from U+0100 on; a space is Ġ, a line end Ċ.
 
     Source: Radford et al. 2019, `bytes_to_unicode` of their published encoder.py.
     Derived: —
-
-    Returns:
-        256 characters; the place of each is the byte.
     """
     itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)}
     itself |= set(range(ord("®"), ord("ÿ") + 1))
-    others = iter(range(256, 512))
+    others = itertools.count(256)
     return "".join(chr(byte if byte in itself else next(others)) for byte in range(256))
 
 

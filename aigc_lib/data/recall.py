@@ -4,7 +4,8 @@ The binding is drawn anew for each sequence, so nothing can be learned by heart;
 up in the sequence. Keys and values of one sequence are all different.
 
 With n symbols the vocabulary has 3n + 1 tokens: n keys, n values, a blank, and n second keys, which
-ask for a second value in the same question.
+ask for a second value in the same question. A sequence states N = pairs facts, 1 ≤ N ≤ n, and asks
+N questions after them. The generator is the only randomness; the tensors are made on its device.
 
 Asking for many keys in one sequence follows Arora et al. 2023 ("Zoology"); the pattern a 3 … a that
 is continued with 3 is the one on which Olsson et al. 2022 found induction heads.
@@ -17,20 +18,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aigc_lib import expect
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecallBatch:
-    """Sequences of facts and questions; the questions are the last N positions.
+    """Sequences of facts and questions; the questions are the last N positions."""
 
-    Attributes:
-        tokens: (B, T, F); F tokens share each position.
-        answers: (B, N, A); the A values asked for by each question, as numbers from 0 to n − 1.
-        sources: (B, N, A); the positions at which these values stand.
-    """
-
-    tokens: Int[Tensor, "B T F"]
-    answers: Int[Tensor, "B N A"]
-    sources: Int[Tensor, "B N A"]
+    tokens: Int[Tensor, "B T F"]  # F tokens share each position
+    answers: Int[Tensor, "B N A"]  # the A values asked for by each question, from 0 to n − 1
+    sources: Int[Tensor, "B N A"]  # the positions at which these values stand
 
 
 def joined(
@@ -38,20 +35,9 @@ def joined(
 ) -> RecallBatch:
     """Key and value share a position: (a 3)(b 7)(c 1) (b ·)(c ·)(a ·), answers 7 1 3.
 
-    Args:
-        batch_size: B, at least 1.
-        generator: the only source of randomness; the tensors are made on its device.
-        pairs: N, facts in a sequence and questions after them.
-        symbols: n ≥ N, from which keys and values are drawn.
-
-    Returns:
-        Sequences of T = 2N positions with F = 2 tokens each, A = 1 answer per question.
-
-    Raises:
-        ValueError: a size is out of range.
+    T = 2N positions of F = 2 tokens, A = 1 answer per question.
     """
-    keys, values = _facts(batch_size, generator, pairs, symbols)
-    asked = _permutations(batch_size, pairs, generator)
+    keys, values, asked = _facts(batch_size, generator, pairs, symbols)
     facts = torch.stack([keys, symbols + values], 2)
     blank = torch.full_like(asked, 2 * symbols)
     questions = torch.stack([keys.gather(1, asked), blank], 2)
@@ -69,23 +55,10 @@ def two_keys(
 
     Every key is asked once as the first and once as the second of a question. With n = N a single
     head has a way out: it attends to all but the second key, whose value is then the one missing.
-
-    Args:
-        batch_size: B, at least 1.
-        generator: the only source of randomness; the tensors are made on its device.
-        pairs: N ≥ 2, facts in a sequence and questions after them.
-        symbols: n ≥ N, from which keys and values are drawn.
-
-    Returns:
-        Sequences of T = 2N positions with F = 2 tokens each, A = 2 answers per question.
-
-    Raises:
-        ValueError: a size is out of range.
+    T = 2N positions of F = 2 tokens, A = 2 answers per question; N ≥ 2.
     """
-    if pairs < 2:
-        raise ValueError(f"expected pairs >= 2, got {pairs}")
-    keys, values = _facts(batch_size, generator, pairs, symbols)
-    first = _permutations(batch_size, pairs, generator)
+    expect.at_least(2, pairs=pairs)
+    keys, values, first = _facts(batch_size, generator, pairs, symbols)
     second = first.roll(1, 1)
     facts = torch.stack([keys, symbols + values], 2)
     questions = [keys.gather(1, first), 2 * symbols + 1 + keys.gather(1, second)]
@@ -106,25 +79,11 @@ def interleaved(
 ) -> RecallBatch:
     """The value stands one position after its key: · a 3 b 7 · · c 1 · b c a, answers 7 1 3.
 
-    Blanks between the facts keep a model from learning at which positions values stand.
-
-    Args:
-        batch_size: B, at least 1.
-        generator: the only source of randomness; the tensors are made on its device.
-        pairs: N, facts in a sequence and questions after them.
-        symbols: n ≥ N, from which keys and values are drawn.
-        gaps: blanks, spread at random between the facts.
-
-    Returns:
-        Sequences of T = 3N + gaps positions with F = 1 token each, A = 1 answer per question.
-
-    Raises:
-        ValueError: a size is out of range.
+    The gaps, blanks spread at random between the facts, keep a model from learning at which
+    positions values stand. T = 3N + gaps positions of F = 1 token, A = 1 answer per question.
     """
-    if gaps < 0:
-        raise ValueError(f"expected gaps >= 0, got {gaps}")
-    keys, values = _facts(batch_size, generator, pairs, symbols)
-    asked = _permutations(batch_size, pairs, generator)
+    expect.at_least(0, gaps=gaps)
+    keys, values, asked = _facts(batch_size, generator, pairs, symbols)
     # Facts and blanks in random order, a fact counted once; each earlier fact then adds a position.
     order = _permutations(batch_size, pairs + gaps, generator)[:, :pairs].sort(1).values
     starts = order + torch.arange(pairs, device=order.device)
@@ -138,34 +97,21 @@ def interleaved(
 
 
 def vocabulary(symbols: int = 16) -> list[str]:
-    """A name for each token: keys a b c …, values 0 1 2 …, the blank ·, second keys a b c ….
-
-    Args:
-        symbols: n, from 1 to 26.
-
-    Returns:
-        3n + 1 names, in the order of the tokens.
-
-    Raises:
-        ValueError: there are not that many letters.
-    """
-    if not 1 <= symbols <= 26:
-        raise ValueError(f"expected 1 to 26 symbols, got {symbols}")
+    """A name for each token: keys a b c …, values 0 1 2 …, the blank ·, second keys a b c …."""
+    expect.between(1, 26, symbols=symbols)  # there are no more letters
     keys = list(string.ascii_lowercase[:symbols])
     return [*keys, *map(str, range(symbols)), "·", *keys]
 
 
 def _facts(
     batch_size: int, generator: torch.Generator, pairs: int, symbols: int
-) -> tuple[Tensor, Tensor]:
-    if batch_size < 1 or not 1 <= pairs <= symbols:
-        raise ValueError(
-            f"expected batch_size >= 1 and 1 <= pairs <= symbols, got {batch_size}, {pairs} and "
-            f"{symbols}"
-        )
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, their values, and the order in which they are asked."""
+    expect.at_least(1, batch_size=batch_size)
+    expect.between(1, symbols, pairs=pairs)
     keys = _permutations(batch_size, symbols, generator)[:, :pairs]
     values = _permutations(batch_size, symbols, generator)[:, :pairs]
-    return keys, values
+    return keys, values, _permutations(batch_size, pairs, generator)
 
 
 def _permutations(batch_size: int, size: int, generator: torch.Generator) -> Tensor:

@@ -8,9 +8,11 @@ text as one dictionary.
 No training item is nearly repeated among the held-out ones. Cut each item into shingles, all runs
 of eight consecutive words (prose) or tokens (code); a shorter item is one shingle. A held-out
 item is dropped if more than a stated share of its distinct shingles occurs in training: any at all
-in prose, more than half in code, where eight tokens are soon repeated.
+in prose, more than half in code, where eight tokens are soon repeated. (Shingles as a measure of
+resemblance: Broder 1997.)
 
-Shingles as a measure of resemblance: Broder 1997.
+A corpus is the same at each call. FileNotFoundError where Python came without its manual (the
+module pydoc_data), or with its library as a zip archive or compiled alone.
 """
 
 import ast
@@ -30,13 +32,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aigc_lib import expect
+
 # Words in a shingle, and the largest share of a held-out item's shingles that training may hold.
 SHINGLE = 8
 PROSE_SHARE, CODE_SHARE = 0.0, 0.5
 
 LONGEST_FUNCTION = 500  # characters
-# Runs of prose, of which two are held out, a tenth of all: those whose bits per character under an
-# n-gram are nearest to the mean over all such pairs (they range over 0.4 bits).
+# Of the runs of prose two are held out, those whose bits per character under an n-gram are nearest
+# to the mean over all such pairs (they range over 0.4 bits).
 _RUNS, _HELD_OUT_RUNS = 20, (3, 13)
 _HELD_OUT_ONE_IN = 20  # functions
 
@@ -50,15 +54,9 @@ _ASCII = str.maketrans({"’": "'", "‘": "'", "”": '"', "“": '"', "…": "
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Texts to train on and texts to test on, in one fixed order.
+    """Texts to train on and texts to test on, in one fixed order."""
 
-    Attributes:
-        name: what the items are, and of which Python.
-        train_items: the items to train on.
-        held_out_items: the items to test on.
-    """
-
-    name: str
+    name: str  # what the items are, and of which Python
     train_items: tuple[str, ...]
     held_out_items: tuple[str, ...]
 
@@ -86,12 +84,6 @@ def prose() -> Corpus:
     is indented blocks which are not sentences. Quotation marks and dashes become ASCII; a paragraph
     with other characters beyond ASCII is dropped. The rest, in alphabetical order of its topics, is
     cut into twenty runs of equal length, two of which are held out.
-
-    Returns:
-        The corpus, the same at each call.
-
-    Raises:
-        FileNotFoundError: this Python was installed without the module pydoc_data.
     """
     try:
         from pydoc_data.topics import topics
@@ -123,14 +115,8 @@ def code() -> Corpus:
 
     Taken are the outermost functions and methods of at most 500 characters, ASCII alone, each text
     once, ordered by module and place. Of all texts every twentieth is held out, chosen by a
-    checksum of the text, so that most of the split survives a change of version.
-
-    Returns:
-        The corpus, the same at each call; every item is accepted by `ast.parse`.
-
-    Raises:
-        FileNotFoundError: the sources are not there: a standard library in a zip archive, or
-            compiled modules alone.
+    checksum of the text, so that most of the split survives a change of version. `ast.parse`
+    accepts every item.
     """
     items = dict.fromkeys(item for path in _sources() for item in _functions(path))
     if not items:
@@ -149,14 +135,7 @@ def code() -> Corpus:
 
 
 def code_words(text: str) -> list[str]:
-    """Names, numbers and single signs: what a shingle of code is made of.
-
-    Args:
-        text: a program, or a piece of one.
-
-    Returns:
-        The words in their order; white space is dropped.
-    """
+    """Names, numbers and single signs: what a shingle of code is made of."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
@@ -165,12 +144,6 @@ def shingles(words: list[str]) -> set[tuple[str, ...]]:
 
     Source: Broder 1997, section 2 (w-shingling), with w = 8.
     Derived: —
-
-    Args:
-        words: in their order.
-
-    Returns:
-        The distinct runs.
     """
     return {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
 
@@ -178,28 +151,13 @@ def shingles(words: list[str]) -> set[tuple[str, ...]]:
 def windows(
     tokens: Int[Tensor, " N"], batch: int, length: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Draw stretches of T + 1 tokens from a long text, every start equally likely.
+    """inputs[b, t] = tokens[s_b + t], targets[b, t] = tokens[s_b + t + 1]; every start s_b alike.
 
-    targets[b, t] = tokens[s_b + t + 1] is the token after inputs[b, t] = tokens[s_b + t].
-
-    Args:
-        tokens: the text, at least T + 1 tokens.
-        batch: B, at least 1.
-        length: T, at least 1.
-        generator: the only source of randomness; it may live on another device than the text.
-
-    Returns:
-        Inputs and targets, on the text's device.
-
-    Raises:
-        ValueError: the tokens are no vector, too few, or a size is out of range.
+    The generator may live on another device than the text, whose N ≥ T + 1 tokens these are from.
     """
-    if tokens.ndim != 1:
-        raise ValueError(f"expected tokens of shape (N,), got {tuple(tokens.shape)}")
-    if batch < 1 or length < 1:
-        raise ValueError(f"expected batch and length >= 1, got {batch} and {length}")
-    if len(tokens) <= length:
-        raise ValueError(f"expected at least length + 1 = {length + 1} tokens, got {len(tokens)}")
+    expect.shaped((None,), tokens=tokens)
+    expect.at_least(1, batch=batch, length=length)
+    expect.below(len(tokens), length=length)
     starts = torch.randint(
         len(tokens) - length, (batch, 1), generator=generator, device=generator.device
     )
@@ -249,8 +207,7 @@ def _functions(path: Path) -> Iterator[str]:
         if text:
             yield text
         else:
-            inner = [n for name in _BLOCKS for n in getattr(node, name, ())]
-            waiting.extend(reversed(inner))
+            waiting += [n for name in _BLOCKS for n in getattr(node, name, ())][::-1]
 
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,4 +1,8 @@
-"""Tokenisers: a text as whole numbers, and back."""
+"""Tokenisers: a text as whole numbers from 0 to V − 1, and back; V is `vocab_size`.
+
+Text without a number, numbers out of range and vocabularies that contradict themselves raise
+ValueError.
+"""
 
 import functools
 import itertools
@@ -6,129 +10,58 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from aigc_lib import expect
 from aigc_lib.data.pre_tokens import pattern
 
 
 class CharacterTokenizer:
-    """Numbers the characters of an alphabet.
-
-    Attributes:
-        alphabet: the characters, sorted; the place of each is its number.
-        vocab_size: V, how many there are.
-    """
+    """A character's number is its place in the sorted alphabet, which may be given as any text."""
 
     def __init__(self, alphabet: Iterable[str]):
-        """Sort the characters.
-
-        Args:
-            alphabet: characters, or any text that holds them all.
-
-        Raises:
-            ValueError: there is none, or one is not a single character.
-        """
         letters = sorted(set(alphabet))
-        if not letters or any(len(letter) != 1 for letter in letters):
-            raise ValueError(f"expected one or more single characters, got {letters[:5]}")
+        single = {len(letter) for letter in letters} == {1}
+        expect.that(single, "an alphabet of one or more single characters", letters[:5])
         self.alphabet = "".join(letters)
         self.vocab_size = len(letters)
         self._ids = {letter: i for i, letter in enumerate(letters)}
 
     def encode(self, text: str) -> list[int]:
-        """The number of each character.
-
-        Args:
-            text: characters of the alphabet.
-
-        Returns:
-            As many numbers.
-
-        Raises:
-            ValueError: a character is not in the alphabet.
-        """
-        try:
-            return [self._ids[letter] for letter in text]
-        except KeyError as error:
-            raise ValueError(
-                f"expected characters of the alphabet ({self.vocab_size} of them), "
-                f"got {error.args[0]!r}"
-            ) from None
+        """The number of each character."""
+        strange = sorted(set(text) - self._ids.keys())
+        expect.that(not strange, f"text of the alphabet's {self.vocab_size} letters", strange[:5])
+        return [self._ids[letter] for letter in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The character of each number.
-
-        Args:
-            ids: numbers from 0 to V − 1.
-
-        Returns:
-            The text.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
+        """The character of each number."""
         return "".join(self.alphabet[i] for i in _in_range(ids, self.vocab_size))
 
 
 class WordTokenizer:
-    """Numbers the words of a given list; white space parts words and is not kept.
+    """A word's number is its place in the list; white space parts words and is not kept.
 
-    Attributes:
-        words: the words; the place of each is its number.
-        vocab_size: V, how many there are.
+    The unknown word, one of the list, stands for every other; without it, others are refused.
     """
 
     def __init__(self, words: Sequence[str], *, unknown: str | None = None):
-        """Number the words in the order given.
-
-        Args:
-            words: each once, none empty or with white space inside.
-            unknown: the word among them that stands for every other; None refuses other words.
-
-        Raises:
-            ValueError: there is no word, one stands twice or is not a word, or the unknown one is
-                not among them.
-        """
         self.words = list(words)
         self.vocab_size = len(self.words)
         self._ids = {word: i for i, word in enumerate(self.words)}
         odd = [w for w, n in Counter(self.words).items() if n > 1 or w.split() != [w]]
-        if odd or not self.words:
-            raise ValueError(f"expected one or more words, each once, got {odd[:5]}")
-        if unknown is not None and unknown not in self._ids:
-            raise ValueError(f"expected the unknown word among the words, got {unknown!r}")
-        self._unknown = unknown
+        expect.that(len(self.words) > 0 and not odd, "one or more words, each once", odd[:5])
+        known = unknown is None or unknown in self._ids
+        expect.that(known, "the unknown word among the words", repr(unknown))
+        self._unknown = self._ids.get(unknown)
 
     def encode(self, text: str) -> list[int]:
-        """The number of each word.
-
-        Args:
-            text: words with white space between.
-
-        Returns:
-            As many numbers as words.
-
-        Raises:
-            ValueError: a word is not in the list, and no word stands for unknown ones.
-        """
-        ids = []
-        for word in text.split():
-            known = word if word in self._ids else self._unknown
-            if known is None:
-                raise ValueError(f"expected one of {self.vocab_size} words, got {word!r}")
-            ids.append(self._ids[known])
-        return ids
+        """The number of each word."""
+        words = text.split()
+        strange = [word for word in words if word not in self._ids]
+        known = self._unknown is not None or not strange
+        expect.that(known, f"text of the list's {self.vocab_size} words", strange[:5])
+        return [self._ids.get(word, self._unknown) for word in words]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The word of each number, with a space between.
-
-        Args:
-            ids: numbers from 0 to V − 1.
-
-        Returns:
-            The text.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
+        """The word of each number, with a space between."""
         return " ".join(self.words[i] for i in _in_range(ids, self.vocab_size))
 
 
@@ -142,13 +75,6 @@ class BytePairTokenizer:
     Source: Sennrich, Haddow and Birch 2016, algorithm 1, on bytes as in Radford et al. 2019,
     section 2.2.
     Derived: —
-
-    Attributes:
-        tokens: the byte string of each number; a special token's is its name.
-        merges: pairs of byte strings, the first learned first.
-        special: the number of each special token; its name in a text becomes this one number.
-        pieces: name of the pre-tokeniser, "course" or "gpt2".
-        vocab_size: V, how many numbers there are.
     """
 
     def __init__(
@@ -159,20 +85,10 @@ class BytePairTokenizer:
         special: dict[str, int] | None = None,
         pieces: str = "course",
     ):
-        """Take over what was learned; `byte_pairs.train` and its like call this.
-
-        Args:
-            tokens: the byte string of each number, all 256 single bytes among them.
-            merges: pairs whose parts and whole are tokens.
-            special: special tokens with their numbers.
-            pieces: name of the pre-tokeniser.
-
-        Raises:
-            ValueError: a byte is missing, a token stands twice, a merge has no token, or a special
-                token has no number of its own.
-        """
-        self.tokens, self.merges = list(tokens), list(merges)
-        self.special, self.pieces = dict(special or {}), pieces
+        self.tokens = list(tokens)  # the byte string of each number; a special token's is its name
+        self.merges = list(merges)  # the first learned first
+        self.special = dict(special or {})  # the number of each special token
+        self.pieces = pieces  # the name of the pre-tokeniser
         self.vocab_size = len(self.tokens)
         self._pattern = pattern(pieces)
         reserved = set(self.special.values())
@@ -191,24 +107,9 @@ class BytePairTokenizer:
         self._encode_piece = functools.lru_cache(1 << 18)(self._merged)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text; the name of a special token becomes its number.
-
-        Args:
-            text: any text that UTF-8 can write.
-
-        Returns:
-            The numbers, none for an empty text.
-
-        Raises:
-            ValueError: the text holds a lone surrogate.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"expected text that UTF-8 can write, got the lone surrogate "
-                f"{text[error.start]!r} at place {error.start}"
-            ) from None
+        """The numbers of a text; the name of a special token becomes its number."""
+        lone = re.findall("[\ud800-\udfff]", text)
+        expect.that(not lone, "text that UTF-8 can write", f"the lone surrogates {lone[:5]}")
         out: list[int] = []
         for part in self._split.split(text) if self._split else [text]:
             if part in self.special:
@@ -218,49 +119,20 @@ class BytePairTokenizer:
         return out
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The numbers of any bytes: those of `encode` for UTF-8 without special tokens.
-
-        Args:
-            data: any bytes, UTF-8 or not; nothing in them is special.
-
-        Returns:
-            The numbers.
-        """
+        """The numbers of any bytes, UTF-8 or not; nothing in them is special."""
         return self._plain(data.decode("utf-8", "surrogateescape"))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some numbers; bytes that are no UTF-8 become U+FFFD.
-
-        Args:
-            ids: numbers from 0 to V − 1.
-
-        Returns:
-            The text; for numbers from `encode` the one that was encoded.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
+        """The text of some numbers; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of some numbers, the exact inverse of `encode_bytes`.
-
-        Args:
-            ids: numbers from 0 to V − 1.
-
-        Returns:
-            Their byte strings, one after the other; a special token gives its name.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
+        """The bytes of some numbers, the exact inverse of `encode_bytes`."""
         return b"".join(self.tokens[i] for i in _in_range(ids, self.vocab_size))
 
     def _plain(self, text: str) -> list[int]:
-        out: list[int] = []
-        for piece in self._pattern.findall(text):
-            out.extend(self._encode_piece(piece.encode("utf-8", "surrogateescape")))
-        return out
+        pieces = (piece.encode("utf-8", "surrogateescape") for piece in self._pattern.findall(text))
+        return [i for piece in pieces for i in self._encode_piece(piece)]
 
     def _merged(self, data: bytes) -> list[int]:
         ids, none = [self._bytes[byte] for byte in data], (len(self._ranks), -1)
@@ -272,33 +144,19 @@ class BytePairTokenizer:
         return ids
 
     def _check(self, reserved: set[int]) -> None:
-        if len(reserved) < len(self.special) or not reserved <= set(range(self.vocab_size)):
-            raise ValueError(
-                f"expected a number below V for each special token, got {self.special}"
-            )
+        own = len(reserved) == len(self.special) and reserved <= set(range(self.vocab_size))
+        expect.that(own, "a number below V for each special token", self.special)
         missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
-        if missing:
-            raise ValueError(f"expected a token for each byte, got none for {missing[0]}")
-        if len(self._ids) + len(reserved) != self.vocab_size:
-            twice = [t for t, n in Counter(self.tokens).items() if n > 1]
-            raise ValueError(f"expected each token once, got {twice[:1]} twice")
-        for a, b in self.merges:
-            for part in (a, b, a + b):
-                if part not in self._ids:
-                    raise ValueError(f"expected a token for the merge {a!r} {b!r}, got no {part!r}")
+        expect.that(not missing, "a token for each byte", f"none for {missing[:1]}")
+        twice = [token for token, n in Counter(self.tokens).items() if n > 1]
+        once = len(self._ids) + len(reserved) == self.vocab_size
+        expect.that(once, "each token once", f"{twice[:1]} twice")
+        lost = [(a, b) for a, b in self.merges if not {a, b, a + b} <= self._ids.keys()]
+        expect.that(not lost, "tokens for the parts and the whole of every merge", lost[:1])
 
 
 def merge_pair(ids: list[int], pair: tuple[int, int], whole: int) -> list[int]:
-    """Write one number for each occurrence of a pair, from the left, none overlapping.
-
-    Args:
-        ids: numbers.
-        pair: two of them that stand side by side.
-        whole: the number written instead.
-
-    Returns:
-        The new list.
-    """
+    """Write one number for each occurrence of a pair, from the left, none overlapping."""
     out, i, last = [], 0, len(ids) - 1
     while i <= last:
         if i < last and ids[i] == pair[0] and ids[i + 1] == pair[1]:
@@ -312,7 +170,6 @@ def merge_pair(ids: list[int], pair: tuple[int, int], whole: int) -> list[int]:
 
 def _in_range(ids: Iterable[int], size: int) -> list[int]:
     ids = list(ids)
-    for i in ids:
-        if not 0 <= i < size:
-            raise ValueError(f"expected token numbers from 0 to {size - 1}, got {i}")
+    wrong = [i for i in ids if not 0 <= i < size]
+    expect.that(not wrong, f"token numbers from 0 to {size - 1}", wrong[:5])
     return ids

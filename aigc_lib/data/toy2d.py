@@ -1,7 +1,7 @@
 """Two-dimensional densities that can be sampled, evaluated and looked at: every claim has a truth.
 
 Each function returns a Density. All fit into the square [−3.5, 3.5]², outside of which lies less
-than 1e-9 of the mass.
+than 1e-9 of the mass: radius + 6 sigma ≤ 3.5. Entropies and log p are in nats.
 """
 
 import math
@@ -13,85 +13,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aigc_lib import expect
+
 HALF_WIDTH = 3.5
+Points = Float[Tensor, "N 2"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Density:
-    """A known density p on the plane.
+    """A known density p on the plane."""
 
-    Attributes:
-        name: for titles.
-        sampler: from (num_samples, generator) to points.
-        log_density: from points to log p in nats.
-    """
-
-    name: str
+    name: str  # for titles
     sampler: Callable[[int, torch.Generator], Tensor]
     log_density: Callable[[Tensor], Tensor]
 
-    def sample(self, num_samples: int, generator: torch.Generator) -> Float[Tensor, "N 2"]:
-        """Draw independent points.
-
-        Args:
-            num_samples: N, at least 1.
-            generator: the only source of randomness.
-
-        Returns:
-            (N, 2) points in float32.
-
-        Raises:
-            ValueError: num_samples is below 1.
-        """
-        if num_samples < 1:
-            raise ValueError(f"expected num_samples >= 1, got {num_samples}")
+    def sample(self, num_samples: int, generator: torch.Generator) -> Points:
+        """x_1, …, x_N ~ p, independent, in float32; the generator is the only randomness."""
+        expect.at_least(1, num_samples=num_samples)
         return self.sampler(num_samples, generator).float()
 
-    def log_prob(self, points: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
-        """The logarithm of the density, in nats.
-
-        Args:
-            points: (N, 2) places on the plane.
-
-        Returns:
-            (N,) log p, −∞ where the density is zero; of the points' dtype.
-
-        Raises:
-            ValueError: the points are not of shape (N, 2).
-        """
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"expected points of shape (N, 2), got {tuple(points.shape)}")
+    def log_prob(self, points: Points) -> Float[Tensor, " N"]:
+        """log p(x), −∞ where p is zero; reckoned in float64, of the points' dtype."""
+        expect.shaped((None, 2), points=points)
         return self.log_density(points.double()).to(points.dtype)
 
     def entropy(self, num_cells: int = 350) -> float:
-        """The differential entropy −∫ p log p, by the midpoint rule, in nats.
+        """−∫ p log p, by the midpoint rule on num_cells² cells; it may be negative.
 
-        Args:
-            num_cells: cells along each side of the square; a multiple of 14 puts the checkerboard's
-                edges on cell edges, where the rule is exact.
-
-        Returns:
-            The entropy; it may be negative.
+        A multiple of 14 puts the checkerboard's edges on cell edges, where the rule is exact.
         """
         points, area = grid(num_cells)
         log_p = self.log_prob(points)
         return float(-torch.xlogy(log_p.exp(), log_p.exp()).sum() * area)
 
 
-def grid(num_cells: int) -> tuple[Float[Tensor, "N 2"], float]:
-    """Midpoints of a regular grid over the square [−3.5, 3.5]², for integrals and pictures.
+def grid(num_cells: int) -> tuple[Points, float]:
+    """Midpoints of num_cells² cells of the square [−3.5, 3.5]², and the area of one cell.
 
-    Args:
-        num_cells: cells along each side, n; at least 1.
-
-    Returns:
-        (n², 2) points in float64, rows from bottom to top, and the area of one cell.
-
-    Raises:
-        ValueError: num_cells is below 1.
+    In float64, rows from bottom to top, for integrals and pictures.
     """
-    if num_cells < 1:
-        raise ValueError(f"expected num_cells >= 1, got {num_cells}")
+    expect.at_least(1, num_cells=num_cells)
     width = 2 * HALF_WIDTH / num_cells
     ticks = -HALF_WIDTH + width * (torch.arange(num_cells, dtype=torch.float64) + 0.5)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
@@ -99,20 +60,10 @@ def grid(num_cells: int) -> tuple[Float[Tensor, "N 2"], float]:
 
 
 def mixture(num_modes: int = 8, *, radius: float = 2.0, sigma: float = 0.2) -> Density:
-    """Equal round Gaussians on a circle: p(x) = 1/K Σ_k N(x; c_k, σ² I).
-
-    Args:
-        num_modes: K, at least 1.
-        radius: of the circle on which the centres c_k lie.
-        sigma: standard deviation of each mode along each axis; radius + 6 sigma fits the square.
-
-    Returns:
-        The density.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-    _require_fit(num_modes >= 1 and sigma > 0, radius, sigma, f"num_modes {num_modes}")
+    """p(x) = 1/K Σ_k N(x; c_k, σ² I), the K = num_modes centres c_k evenly on a circle."""
+    expect.at_least(1, num_modes=num_modes)
+    expect.at_least(0, radius=radius)
+    _check_fit(radius, sigma)
     angles = 2 * math.pi * torch.arange(num_modes, dtype=torch.float64) / num_modes
     centres = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 
@@ -129,22 +80,13 @@ def mixture(num_modes: int = 8, *, radius: float = 2.0, sigma: float = 0.2) -> D
 
 
 def rings(radii: tuple[float, ...] = (1.0, 2.0), *, sigma: float = 0.1) -> Density:
-    """Rings with a folded-normal radius: r = |R_k + σ ε|, at a uniform angle.
+    """p(x) = 1/K Σ_k [N(r; R_k, σ²) + N(−r; R_k, σ²)] / (2πr) with r = |x|.
 
-    p(x) = 1/K Σ_k [N(r; R_k, σ²) + N(−r; R_k, σ²)] / (2πr) with r = |x|.
-
-    Args:
-        radii: R_k, one a ring, each equally likely.
-        sigma: standard deviation of the radius; max radius + 6 sigma fits the square.
-
-    Returns:
-        The density.
-
-    Raises:
-        ValueError: a number is out of range.
+    Rings with a folded-normal radius, r = |R_k + σ ε|, at a uniform angle.
     """
-    enough = len(radii) > 0 and min(radii, default=0) > 0 and sigma > 0
-    _require_fit(enough, max(radii, default=0), sigma, f"radii {radii}")
+    whole = len(radii) > 0 and all(radius > 0 for radius in radii)
+    expect.that(whole, "one or more radii > 0", radii)
+    _check_fit(max(radii), sigma)
     centres = torch.tensor(radii, dtype=torch.float64)
 
     def sampler(num_samples: int, generator: torch.Generator) -> Tensor:
@@ -164,22 +106,12 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0), *, sigma: float = 0.1) -> Densi
 
 
 def moons(*, sigma: float = 0.15) -> Density:
-    """Two interleaved half circles of radius 1.5, blurred by round Gaussian noise.
+    """p(x) = ½ Σ_m 1/π ∫₀^π N(x; c_m(θ), σ² I) dθ: two interleaved half circles of radius 1.5.
 
-    p(x) = ½ Σ_m 1/π ∫₀^π N(x; c_m(θ), σ² I) dθ; the integral is evaluated by Gauss–Legendre
-    quadrature with 160 nodes, to about 12 digits for the sigmas allowed.
-
-    Args:
-        sigma: standard deviation of the noise along each axis, from 0.05 to 0.2.
-
-    Returns:
-        The density.
-
-    Raises:
-        ValueError: sigma is out of range.
+    The integral is evaluated by Gauss–Legendre quadrature with 160 nodes, to about 12 digits for
+    the sigmas allowed, 0.05 to 0.2.
     """
-    if not 0.05 <= sigma <= 0.2:
-        raise ValueError(f"expected sigma from 0.05 to 0.2, got {sigma}")
+    expect.between(0.05, 0.2, sigma=sigma)
 
     def centre(theta: Tensor, lower: Tensor) -> Tensor:
         sign = 1 - 2 * lower
@@ -198,24 +130,17 @@ def moons(*, sigma: float = 0.15) -> Density:
         return centre(angle, lower) + sigma * _normal(num_samples, 2, generator)
 
     def log_density(x: Tensor) -> Tensor:
-        def chunk(part: Tensor) -> Tensor:
+        values = []
+        for part in x.split(16384):  # All nodes for all points at once would fill the memory.
             square = torch.cdist(part, path, compute_mode="donot_use_mm_for_euclid_dist").square()
-            return (log_weight - square / (2 * sigma**2)).logsumexp(1)
-
-        values = [chunk(part) for part in x.split(16384)]
+            values.append((log_weight - square / (2 * sigma**2)).logsumexp(1))
         return torch.cat(values) - math.log(2 * math.pi * sigma**2)
 
     return Density(name="two moons", sampler=sampler, log_density=log_density)
 
 
 def checkerboard() -> Density:
-    """Uniform on the eight dark unit cells of a 4 × 4 board over [−2, 2]²: p = 1/8 there, else 0.
-
-    Its entropy is log 8.
-
-    Returns:
-        The density.
-    """
+    """p = 1/8 on the 8 dark unit cells of a 4 × 4 board over [−2, 2]², else 0; entropy log 8."""
 
     def sampler(num_samples: int, generator: torch.Generator) -> Tensor:
         column = torch.randint(4, (num_samples,), generator=generator)
@@ -235,9 +160,7 @@ def _normal(num_samples: int, dims: int, generator: torch.Generator) -> Tensor:
     return torch.randn(num_samples, dims, generator=generator, dtype=torch.float64)
 
 
-def _require_fit(enough: bool, radius: float, sigma: float, what: str) -> None:
-    if not (enough and radius >= 0 and radius + 6 * sigma <= HALF_WIDTH):
-        raise ValueError(
-            f"expected at least one mode, sigma > 0 and radius + 6 sigma <= {HALF_WIDTH}, "
-            f"got {what}, radius {radius}, sigma {sigma}"
-        )
+def _check_fit(radius: float, sigma: float) -> None:
+    expect.above(0, sigma=sigma)
+    fits = radius + 6 * sigma <= HALF_WIDTH
+    expect.that(fits, f"radius + 6 sigma <= {HALF_WIDTH}", f"radius {radius}, sigma {sigma}")

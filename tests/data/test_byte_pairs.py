@@ -86,16 +86,16 @@ def test_what_was_trained_compresses_and_comes_back():
 
 
 @pytest.mark.parametrize(
-    ("sample", "size", "special", "message"),
+    ("sample", "size", "special", "name"),
     [
-        ("abc", 255, [], r"expected vocab_size >= 256 \(256 bytes, 0 special tokens\), got 255"),
-        ("abc", 256, ["<end>"], "expected vocab_size >= 257"),
-        ("abc", 300, [], "pairs to merge for 300 tokens, got one that is used up at 258"),
-        ("", 257, [], "used up at 256"),
+        ("abc", 255, [], "vocab_size >= 256"),
+        ("abc", 256, ["<end>"], "vocab_size >= 257"),
+        ("abc", 300, [], "text .* for 300 tokens, got 258"),
+        ("", 257, [], "text .* for 257 tokens, got 256"),
     ],
 )
-def test_sizes_out_of_reach_are_refused(sample, size, special, message):
-    with pytest.raises(ValueError, match=message):
+def test_sizes_out_of_reach_are_refused(sample, size, special, name):
+    with pytest.raises(ValueError, match=name):
         byte_pairs.train(sample, size, special=special)
 
 
@@ -119,7 +119,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(json, "dump", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         byte_pairs.save(BytePairTokenizer(TRAINED.tokens, []), path)
     assert path.read_bytes() == before
@@ -145,7 +145,7 @@ def test_the_cache_belongs_to_one_text_and_size(tmp_path, monkeypatch):
     byte_pairs.cached(path, CODE, 300)
     assert len(trainings) == 4
     path.write_text('{"my": "notes"}')
-    with pytest.raises(ValueError, match="expected a tokenizer of the format"):
+    with pytest.raises(ValueError, match="format"):
         byte_pairs.cached(path, CODE, 300)
     assert path.read_text() == '{"my": "notes"}'
 
@@ -213,61 +213,57 @@ def changed(name, old, new):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error", "message"),
+    ("spoil", "error", "name"),
     [
-        (
-            lambda f: (f / "vocab.json").unlink(),
-            FileNotFoundError,
-            "vocab.json: expected this file",
-        ),
-        (
-            lambda f: (f / "merges.txt").unlink(),
-            FileNotFoundError,
-            "merges.txt: expected this file",
-        ),
-        (changed("vocab.json", "{", "["), ValueError, "vocab.json: expected JSON, got"),
-        (lambda f: (f / "vocab.json").write_text("[1]"), ValueError, "a JSON object, got a list"),
-        (lambda f: (f / "vocab.json").write_bytes(b'{"\xff": 0}'), ValueError, "expected UTF-8"),
-        (changed("vocab.json", ": 5,", ": 6,"), ValueError, "number from 0 to 340 once"),
-        (changed("vocab.json", ": 5,", ": 999,"), ValueError, "number from 0 to 340 once"),
-        (changed("vocab.json", ": 5,", ': "5",'), ValueError, "number from 0 to 340 once"),
-        (changed("vocab.json", '"a"', '"a b"'), ValueError, "letters for bytes, got ' '"),
-        (changed("vocab.json", '"a"', '"aaaaa"'), ValueError, "each byte, got none for 97"),
-        (changed("merges.txt", "\n", "\nab\n"), ValueError, "two tokens, got 'ab' as number 1"),
-        (changed("merges.txt", "\n", "\nq z\n"), ValueError, "the merge b'q' b'z', got no b'qz'"),
-        (
-            changed("merges.txt", "\n", "\na b c\n"),
-            ValueError,
-            "two tokens, got 'a b c' as number 1",
-        ),
+        (lambda f: (f / "vocab.json").unlink(), FileNotFoundError, r"vocab\.json"),
+        (lambda f: (f / "merges.txt").unlink(), FileNotFoundError, r"merges\.txt"),
+        (changed("vocab.json", "{", "["), ValueError, r"vocab\.json.* JSON"),
+        (lambda f: (f / "vocab.json").write_text("[1]"), ValueError, r"vocab\.json.* JSON object"),
+        (lambda f: (f / "vocab.json").write_bytes(b'{"\xff": 0}'), ValueError, "json.* UTF-8"),
+        (changed("vocab.json", ": 5,", ": 6,"), ValueError, r"vocab\.json.* 0 to 340 once"),
+        (changed("vocab.json", ": 5,", ": 999,"), ValueError, r"vocab\.json.* 0 to 340 once"),
+        (changed("vocab.json", ": 5,", ': "5",'), ValueError, r"vocab\.json.* 0 to 340 once"),
+        (changed("vocab.json", '"a"', '"a b"'), ValueError, r"letters for bytes, .*' '"),
+        (changed("vocab.json", '"a"', '"aaaaa"'), ValueError, "each byte, .*97"),
+        (changed("merges.txt", "\n", "\nab\n"), ValueError, "merges .*'ab'"),
+        (changed("merges.txt", "\n", "\n\n"), ValueError, "merges .*''"),
+        (changed("merges.txt", "\n", "\nq z\n"), ValueError, "merge, .*b'q', b'z'"),
+        (changed("merges.txt", "\n", "\na b c\n"), ValueError, "merges .*'a b c'"),
     ],
 )
-def test_a_damaged_folder_is_refused_with_one_error(tmp_path, spoil, error, message):
+def test_a_damaged_folder_is_refused_with_one_error(tmp_path, spoil, error, name):
     spoil(publish(tmp_path))
-    with pytest.raises(error, match=message) as caught:
+    with pytest.raises(error, match=name) as caught:
         byte_pairs.from_published(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_folder_without_any_merges_holds_bytes_alone(tmp_path):
+    publish(tmp_path, BytePairTokenizer(TRAINED.tokens[:256], []))
+    (tmp_path / "merges.txt").write_text("\n")
+    assert byte_pairs.from_published(tmp_path).encode("ab") == [97, 98]
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "name"),
     [
-        ("format", "other", "expected a tokenizer of the format"),
-        ("merges", None, "expected a tokenizer of the format"),
-        ("merges", [7], "two tokens, got 7 as number 1"),
-        ("tokens", [1, 2], "letters for bytes"),
-        ("special", {"<end>": 3}, r"the special token '<end>' as number 3"),
-        ("special", {"<end>": "3"}, r"the special token '<end>' as number '3'"),
-        ("pieces", "x", 'expected the pre-tokeniser "course" or "gpt2"'),
+        ("format", "other", "format"),
+        ("merges", None, "format"),
+        ("merges", [7], "merges .*7"),
+        ("tokens", [1, 2], "tokens .*1"),
+        ("tokens", [["a"]], "tokens .*'a'"),
+        ("special", {"<end>": 3}, r"special token '<end>' as number 3"),
+        ("special", {"<end>": "3"}, r"special token '<end>' as number '3'"),
+        ("pieces", "x", "pre_tokeniser .*'x'"),
     ],
 )
-def test_a_damaged_file_is_refused_with_one_error(tmp_path, key, value, message):
+def test_a_damaged_file_is_refused_with_one_error(tmp_path, key, value, name):
     path = tmp_path / "tokens.json"
     byte_pairs.save(TRAINED, path)
     tree = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**tree, key: value}), encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=name) as caught:
         byte_pairs.load(path)
     assert re.match(re.escape(str(path)), str(caught.value))
-    with pytest.raises(FileNotFoundError, match="expected this file, got none"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
         byte_pairs.load(tmp_path / "none.json")

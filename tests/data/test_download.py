@@ -1,12 +1,13 @@
 import gzip
 import hashlib
 import http.server
+import math
 import os
+import runpy
 import socket
 import struct
-import subprocess
-import sys
 import threading
+import urllib.request
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def packed(data):
 
 RIGHT = packed(bytes(range(256)) * 40)
 FILE = RemoteFile(name="file.gz", length=len(RIGHT), sha256=hashlib.sha256(RIGHT).hexdigest())
-SHORT = 1.0
+SILENT = {"mute", "stalls"}
 
 
 class Mirror(http.server.ThreadingHTTPServer):
@@ -119,6 +120,11 @@ BEHAVIOURS = {
 each = pytest.mark.parametrize("behaviour", BEHAVIOURS)
 
 
+def patience(behaviour):
+    """Short where it runs out; else ample, for a crowded machine."""
+    return 0.5 if behaviour in SILENT else 20.0
+
+
 def test_the_right_bytes_are_kept_and_not_asked_for_again(tmp_path, mirror):
     for _ in range(2):
         path = fetch(FILE, tmp_path / "new", mirrors=(mirror.address("right"),))
@@ -136,7 +142,7 @@ def test_a_redirection_is_followed(tmp_path, mirror):
 @each
 def test_a_bad_mirror_is_named_with_its_answer_and_leaves_nothing(tmp_path, mirror, behaviour):
     with pytest.raises(DownloadError) as caught:
-        fetch(FILE, tmp_path, mirrors=(mirror.address(behaviour),), timeout=SHORT)
+        fetch(FILE, tmp_path, mirrors=(mirror.address(behaviour),), timeout=patience(behaviour))
     assert f"{mirror.address(behaviour)}: {BEHAVIOURS[behaviour]}" in str(caught.value)
     assert mirror.asked == [behaviour]
     assert contents(tmp_path) == {}
@@ -145,7 +151,7 @@ def test_a_bad_mirror_is_named_with_its_answer_and_leaves_nothing(tmp_path, mirr
 @each
 def test_after_a_bad_mirror_the_next_one_is_asked(tmp_path, mirror, behaviour):
     mirrors = tuple(mirror.address(name) for name in (behaviour, "right", "404"))
-    fetch(FILE, tmp_path, mirrors=mirrors, timeout=SHORT)
+    fetch(FILE, tmp_path, mirrors=mirrors, timeout=patience(behaviour))
     assert mirror.asked == [behaviour, "right"]
     assert contents(tmp_path) == {"file.gz": RIGHT}
 
@@ -166,7 +172,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
         nobody.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
         with pytest.raises(DownloadError, match="without a network, put the file there by hand"):
-            fetch(FILE, tmp_path, mirrors=(address,), timeout=SHORT)
+            fetch(FILE, tmp_path, mirrors=(address,))
     assert contents(tmp_path) == {}
 
 
@@ -182,28 +188,30 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, mirror, monkeypat
     assert contents(tmp_path) == {"file.gz": b"old"}
 
 
-def test_importing_reads_and_asks_nothing():
-    code = (
-        "import socket, urllib.request\n"
-        "def refuse(*_, **__): raise AssertionError('the network was asked')\n"
-        "socket.socket.connect = urllib.request.urlopen = refuse\n"
-        "import aigc_lib.data.download\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_reads_and_asks_nothing(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert "mnist" in runpy.run_path(download.__file__)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("call", "settings", "name"),
     [
-        ({"mirrors": ()}, "expected one or more mirrors"),
-        ({"mirrors": ("http://127.0.0.1",)}, 'that end in "/"'),
-        ({"timeout": 0}, "expected a finite timeout > 0, got 0"),
-        ({"timeout": -1.0}, "expected a finite timeout > 0"),
+        (fetch, {"mirrors": ()}, "mirrors"),
+        (fetch, {"mirrors": ("http://127.0.0.1/", "http://127.0.0.1")}, "mirrors"),
+        (fetch, {"timeout": 0}, "timeout"),
+        (fetch, {"timeout": -1.0}, "timeout"),
+        (fetch, {"timeout": math.inf}, "timeout"),
+        (fetch, {"timeout": math.nan}, "timeout"),
+        (mnist, {"split": "validation"}, "split"),
     ],
 )
-def test_settings_out_of_range_are_named(hook_off, tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        fetch(FILE, tmp_path, **settings)
+def test_settings_out_of_range_are_named(hook_off, tmp_path, call, settings, name):
+    with pytest.raises(ValueError, match=name):
+        call(*([FILE] if call is fetch else []), tmp_path, **settings)
 
 
 # IDX
@@ -286,8 +294,3 @@ def test_the_four_files_are_the_ones_that_were_published():
         assert ["images-idx3" in file.name for file in files] == [True, False]
     assert len({file.sha256 for files in download.MNIST.values() for file in files}) == 4
     assert all(mirror.startswith("https://") for mirror in download.MIRRORS)
-
-
-def test_a_split_that_does_not_exist_is_named(hook_off, tmp_path):
-    with pytest.raises(ValueError, match="expected a split out of train, test, got 'validation'"):
-        mnist(tmp_path, split="validation")

@@ -80,7 +80,7 @@ def test_english_is_built_of_its_thousands_and_hundreds():
 
 @pytest.mark.parametrize("form", numbers.FORMS)
 def test_every_form_is_read_back_as_text_and_as_tokens(form):
-    for n in [*range(10_001), *OTHERS]:
+    for n in [*range(2001), *OTHERS]:
         text = numbers.write(n, form)
         assert numbers.read(text, form) == n
         ids = numbers.encode(n, form)
@@ -126,23 +126,38 @@ def test_other_ways_of_writing_are_refused(form, text):
 @pytest.mark.parametrize("n", [-1, 1_000_000, 10**30, 1.0, True, "7", None])
 @pytest.mark.parametrize("write", [numbers.to_english, numbers.to_chinese])
 def test_numbers_out_of_range_are_refused(write, n, hook_off):
-    with pytest.raises(ValueError, match="expected a whole number from 0 to 999999, got"):
-        write(n)
-    with pytest.raises(ValueError, match="expected a whole number from 0 to 999999, got"):
-        numbers.encode(n, "digits")
+    for call in (lambda: write(n), lambda: numbers.encode(n, "digits")):
+        with pytest.raises(ValueError, match="expected n to be"):
+            call()
 
 
-def test_unknown_forms_are_refused():
-    message = "expected one of the forms english, chinese, digits, got 'french'"
-    for call in (numbers.write, numbers.encode):
-        with pytest.raises(ValueError, match=message):
-            call(3, "french")
-    with pytest.raises(ValueError, match=message):
-        numbers.read("3", "french")
-    with pytest.raises(ValueError, match=message):
-        numbers.decode([7], "french")
-    with pytest.raises(ValueError, match=message):
-        numbers.sample(2, torch.Generator(), directions=[("english", "french")])
+def translate(rows, *directions):
+    return numbers.translate(torch.tensor(rows), list(directions))
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: numbers.write(3, "french"), "form"),
+        (lambda: numbers.encode(3, "french"), "form"),
+        (lambda: numbers.read("3", "french"), "form"),
+        (lambda: numbers.decode([7], "french"), "form"),
+        (lambda: numbers.decode([-1], "digits"), "ids"),
+        (lambda: numbers.decode([8, 59], "digits"), "ids"),
+        (lambda: numbers.sample(2, torch.Generator(), directions=[("english", "french")]), "form"),
+        (lambda: numbers.sample(0, torch.Generator()), "batch"),
+        (lambda: numbers.sample(2, torch.Generator(), directions=[]), "directions"),
+        (lambda: translate([1, 2], ("english", "digits")), "numbers"),
+        (lambda: translate([[1]], ("english", "digits")), "numbers"),
+        (lambda: translate([1.0], ("english", "digits")), "n to be"),
+        (lambda: translate([], *[]), "directions"),
+        (lambda: translate([1_000_000], ("english", "digits")), "n to be"),
+        (lambda: translate([1], ("english", "french")), "form"),
+    ],
+)
+def test_bad_input_is_named(call, name, hook_off):
+    with pytest.raises(ValueError, match=f"expected .*{name}.*, got"):
+        call()
 
 
 def test_malformed_answers_are_decoded_as_they_are():
@@ -152,9 +167,7 @@ def test_malformed_answers_are_decoded_as_they_are():
         "twenty hundred twenty-two"
     )
     assert numbers.decode([numbers.PAD, two], "chinese") == "<pad>two"
-    for bad in (-1, len(numbers.VOCABULARY)):
-        with pytest.raises(ValueError, match=f"expected tokens from 0 to 58, got {bad}"):
-            numbers.decode([bad], "digits")
+    assert numbers.decode([two, numbers.EOS, -1], "english") == "two"
 
 
 def test_a_batch_by_hand():
@@ -214,7 +227,7 @@ def test_training_and_held_out_numbers_never_meet():
         counts = part[held_out].bincount()
         assert counts.max() - counts.min() < 100
     for flag in (False, True):
-        batch = numbers.sample(5000, torch.Generator().manual_seed(1), held_out=flag)
+        batch = numbers.sample(1000, torch.Generator().manual_seed(1), held_out=flag)
         assert (numbers.is_held_out(batch.numbers) == flag).all()
 
 
@@ -243,14 +256,3 @@ def test_the_generator_is_the_only_randomness():
     assert first.source.equal(again.source)
     assert first.target_out.equal(again.target_out)
     assert not first.numbers.equal(numbers.sample(50, torch.Generator().manual_seed(4)).numbers)
-
-
-def test_bad_batches_are_refused(generator):
-    with pytest.raises(ValueError, match="expected batch >= 1 and directions, got 0"):
-        numbers.sample(0, generator)
-    with pytest.raises(ValueError, match="expected batch >= 1 and directions, got 2"):
-        numbers.sample(2, generator, directions=[])
-    with pytest.raises(ValueError, match="one direction for each of one or more numbers"):
-        numbers.translate(torch.tensor([1, 2]), [("english", "digits")])
-    with pytest.raises(ValueError, match="expected a whole number from 0 to 999999, got 1000000"):
-        numbers.translate(torch.tensor([1_000_000]), [("english", "digits")])

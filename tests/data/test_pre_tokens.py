@@ -1,3 +1,4 @@
+import itertools
 import random
 import unicodedata
 
@@ -55,9 +56,13 @@ def test_gpt2s_pieces_are_those_of_its_published_expression():
 
 def test_every_character_is_in_the_class_of_its_category():
     theirs, ours = regex.compile(PUBLISHED), pre_tokens.pattern("gpt2")
+    # Within a run of one category, such as 20 000 ideographs, every sixteenth.
+    kind = [unicodedata.category(letter) for letter in KNOWN]
+    border = [a != b for a, b in itertools.pairwise(["", *kind, ""])]
+    some = [c for i, c in enumerate(KNOWN) if border[i] or border[i + 1] or i % 16 == 0]
     # One character between a letter, a number, a sign and a space shows its class by what it joins.
-    for i in range(0, len(KNOWN), 50):
-        text = "".join(f"a{letter}1{letter}.{letter} " for letter in KNOWN[i : i + 50])
+    for i in range(0, len(some), 50):
+        text = "".join(f"a{letter}1{letter}.{letter} " for letter in some[i : i + 50])
         assert ours.findall(text) == theirs.findall(text)
 
 
@@ -84,7 +89,5 @@ def test_the_letters_for_bytes_are_the_published_ones():
 
 
 def test_an_unknown_pre_tokeniser_is_refused():
-    with pytest.raises(
-        ValueError, match='expected the pre-tokeniser "course" or "gpt2", got \'x\''
-    ):
+    with pytest.raises(ValueError, match="pre_tokeniser"):
         pre_tokens.pattern("x")

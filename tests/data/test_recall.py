@@ -135,21 +135,21 @@ def test_the_vocabulary_names_keys_values_blank_and_second_keys():
     assert names == ["a", "b", "c", "0", "1", "2", "·", "a", "b", "c"]
 
 
-@pytest.mark.parametrize("symbols", [0, 27])
-def test_a_vocabulary_needs_letters(symbols):
-    with pytest.raises(ValueError, match=f"expected 1 to 26 symbols, got {symbols}"):
-        recall.vocabulary(symbols)
-
-
-@each
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"pairs": SYMBOLS + 1}, {"pairs": 0}])
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *((name, {"batch_size": 0}) for name in MAKERS),
+        *((name, {"pairs": pairs}) for name in MAKERS for pairs in (0, SYMBOLS + 1)),
+        ("two_keys", {"pairs": 1}),
+        ("interleaved", {"gaps": -1}),
+    ],
+)
 def test_bad_sizes_are_refused(name, bad):
-    with pytest.raises(ValueError, match=r"expected (batch_size >= 1 and 1 <= pairs|pairs >= 2)"):
+    with pytest.raises(ValueError, match=f"expected {next(iter(bad))}"):
         make(name, **bad)
 
 
-def test_bad_sizes_of_one_task_are_refused():
-    with pytest.raises(ValueError, match="expected pairs >= 2, got 1"):
-        make("two_keys", pairs=1)
-    with pytest.raises(ValueError, match="expected gaps >= 0, got -1"):
-        make("interleaved", gaps=-1)
+@pytest.mark.parametrize("symbols", [0, 27])
+def test_a_vocabulary_needs_letters(symbols):
+    with pytest.raises(ValueError, match="expected symbols"):
+        recall.vocabulary(symbols)

@@ -70,11 +70,12 @@ def test_sizes(make, size, share):
 
 
 @BOTH
-def test_a_second_reading_gives_the_same_and_imports_nothing(make):
-    first, modules = make(), set(sys.modules)
-    assert make() is first
-    make.cache_clear()
-    assert make() == first
+def test_a_second_reading_gives_the_same_and_imports_nothing(make, monkeypatch):
+    assert make() is make()
+    some = list(text._sources())[:80]
+    monkeypatch.setattr(text, "_sources", lambda: iter(some))
+    first, modules = make.__wrapped__(), set(sys.modules)
+    assert make.__wrapped__() == first
     assert set(sys.modules) == modules
 
 
@@ -185,14 +186,14 @@ def test_the_generator_alone_decides():
 
 
 @pytest.mark.parametrize(
-    ("shape", "batch", "length", "message"),
+    ("shape", "batch", "length", "name"),
     [
-        ((3, 4), 1, 1, r"expected tokens of shape \(N,\), got \(3, 4\)"),
-        ((9,), 0, 1, "expected batch and length >= 1, got 0 and 1"),
-        ((9,), 1, 0, "expected batch and length >= 1, got 1 and 0"),
-        ((9,), 1, 9, r"expected at least length \+ 1 = 10 tokens, got 9"),
+        ((3, 4), 1, 1, "tokens"),
+        ((9,), 0, 1, "batch"),
+        ((9,), 1, 0, "length"),
+        ((9,), 1, 9, "length < 9"),
     ],
 )
-def test_bad_windows_are_refused(shape, batch, length, message, generator, hook_off):
-    with pytest.raises(ValueError, match=message):
+def test_bad_windows_are_refused(shape, batch, length, name, generator, hook_off):
+    with pytest.raises(ValueError, match=f"expected {name}"):
         text.windows(torch.zeros(shape, dtype=torch.int64), batch, length, generator)

@@ -35,29 +35,27 @@ def test_words_are_numbered_as_given():
     tokenizer = WordTokenizer(["b", "a", "?"])
     assert tokenizer.encode(" a\n b a") == [1, 0, 1]
     assert tokenizer.decode([1, 0, 1]) == "a b a"
-    with pytest.raises(ValueError, match="expected one of 3 words, got 'c'"):
-        tokenizer.encode("a c")
     assert WordTokenizer(["b", "a", "?"], unknown="?").encode("a c") == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "name"),
     [
-        (lambda: CharacterTokenizer(""), r"one or more single characters, got \[\]"),
-        (
-            lambda: CharacterTokenizer(["a", "bc"]),
-            r"one or more single characters, got \['a', 'bc'\]",
-        ),
-        (lambda: WordTokenizer([]), r"one or more words, each once, got \[\]"),
-        (lambda: WordTokenizer(["a", "b", "a"]), r"each once, got \['a'\]"),
-        (lambda: WordTokenizer(["a", ""]), r"each once, got \[''\]"),
-        (lambda: WordTokenizer(["a b"]), r"each once, got \['a b'\]"),
-        (lambda: WordTokenizer(["a"], unknown="?"), r"the unknown word among the words, got '\?'"),
-        (lambda: CharacterTokenizer("ab").encode("abc"), r"alphabet \(2 of them\), got 'c'"),
+        (lambda: CharacterTokenizer(""), "alphabet"),
+        (lambda: CharacterTokenizer(["a", "bc"]), "alphabet .*'bc'"),
+        (lambda: WordTokenizer([]), "words"),
+        (lambda: WordTokenizer(["a", "b", "a"]), r"words.* got \['a'\]"),
+        (lambda: WordTokenizer(["a", ""]), r"words.* got \[''\]"),
+        (lambda: WordTokenizer(["a b"]), r"words.* got \['a b'\]"),
+        (lambda: WordTokenizer(["a"], unknown="?"), r"unknown .*'\?'"),
+        (lambda: CharacterTokenizer("ab").encode("abc"), r"text .*got \['c'\]"),
+        (lambda: WordTokenizer(["b", "a"]).encode("a c"), r"text .*got \['c'\]"),
+        (lambda: BytePairTokenizer(BYTES, [], pieces="x"), "pre_tokeniser"),
+        (lambda: BytePairTokenizer(BYTES, []).encode("ab\ud800"), r"text .*ud800"),
     ],
 )
-def test_bad_vocabularies_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_vocabularies_and_texts_are_refused(make, name):
+    with pytest.raises(ValueError, match=name):
         make()
 
 
@@ -67,7 +65,7 @@ def test_bad_vocabularies_are_refused(make, message):
 def test_numbers_out_of_range_are_refused(tokenizer):
     last = tokenizer.vocab_size - 1
     for bad in (-1, last + 1):
-        with pytest.raises(ValueError, match=f"token numbers from 0 to {last}, got {bad}"):
+        with pytest.raises(ValueError, match=rf"numbers from 0 to {last}, got \[{bad}\]"):
             tokenizer.decode([0, bad])
 
 
@@ -101,11 +99,6 @@ def test_any_text_and_any_bytes_come_back():
     assert TRAINED.decode([0xFF, 97]) == "\ufffda"
 
 
-def test_a_lone_surrogate_is_refused():
-    with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at place 2"):
-        TRAINED.encode("ab\ud800")
-
-
 def test_a_special_token_is_one_number():
     end = TRAINED.special["<end>"]
     assert end == TRAINED.vocab_size - 1 == 274
@@ -122,17 +115,18 @@ def test_the_longer_of_two_special_names_wins():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "merges", "special", "message"),
+    ("tokens", "merges", "special", "name"),
     [
-        (BYTES[1:], [], {}, "a token for each byte, got none for 0"),
-        ([*BYTES, b"ab", b"ab"], [], {}, r"each token once, got \[b'ab'\] twice"),
-        (BYTES, [(b"a", b"b")], {}, r"the merge b'a' b'b', got no b'ab'"),
-        ([*BYTES, b"abc"], [(b"ab", b"c")], {}, r"the merge b'ab' b'c', got no b'ab'"),
-        (BYTES, [], {"<end>": 256}, "a number below V for each special token"),
-        ([*BYTES, b"x!"], [], {"x!": 256, "y!": 256}, "a number below V for each special token"),
-        ([*BYTES], [], {"a": 97}, "a token for each byte, got none for 97"),
+        (BYTES[1:], [], {}, r"each byte, .*\[0\]"),
+        ([*BYTES, b"ab", b"ab"], [], {}, "each token once, .*b'ab'"),
+        (BYTES, [(b"a", b"b")], {}, "merge, .*b'a', b'b'"),
+        ([*BYTES, b"abc"], [(b"ab", b"c")], {}, "merge, .*b'ab', b'c'"),
+        ([*BYTES, b"bc", b"abc"], [(b"b", b"c"), (b"a", b"cb")], {}, "merge, .*b'a', b'cb'"),
+        (BYTES, [], {"<end>": 256}, "special"),
+        ([*BYTES, b"x!"], [], {"x!": 256, "y!": 256}, "special"),
+        ([*BYTES], [], {"a": 97}, "each byte, .*97"),
     ],
 )
-def test_tokens_that_do_not_fit_together_are_refused(tokens, merges, special, message):
-    with pytest.raises(ValueError, match=message):
+def test_tokens_that_do_not_fit_together_are_refused(tokens, merges, special, name):
+    with pytest.raises(ValueError, match=name):
         BytePairTokenizer(tokens, merges, special=special)
