@@ -19,7 +19,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from aigc_lib.check import NotYet
+from aigc_lib.grading import NotYet
 from tools import ROOT
 from tools.grading import source
 from tools.grading.source import grade_id, role
@@ -60,7 +60,7 @@ def run(cells, namespace, sources=None):
         if cell.cell_type != "code" or role(cell) == "demo":
             continue
         code = (sources or {}).get(grade_id(cell), cell.source)
-        place = f"<cell {cell.id}>"  # not on disk: check.task quotes lines of such files
+        place = f"<cell {cell.id}>"  # not on disk: grading.task quotes lines of such files
         linecache.cache[place] = (len(code), None, code.splitlines(keepends=True), place)
         try:
             exec(compile(code, place, "exec"), namespace)
@@ -122,7 +122,7 @@ def test_a_blank_copy_fails_every_test_with_a_sentence(name):
     failures = part(name, {task.number for task in tasks})
     assert {cell for cell in failures if roles.get(cell) != "solution"} == graded(tasks)
     for cell in graded(tasks):
-        assert type(failures[cell]) is NotYet, f"{cell}: use check.task"
+        assert type(failures[cell]) is NotYet, f"{cell}: use grading.task"
         assert "not solved yet" in str(failures[cell]), f"{cell}: {failures[cell]}"
 
 

@@ -70,7 +70,7 @@ def test_the_first_cell_says_what_it_costs(name):
     assert sum(cell.source.startswith("## Setup") for cell in nb.cells) == 1
     setup = cells(nb, "given")[0].source
     assert "import torch\n" in setup
-    assert re.search(r"from aigc_lib import .*\bcheck\b", setup), "the grader's canaries need it"
+    assert re.search(r"from aigc_lib import .*\bgrading\b", setup), "the grader's canaries need it"
 
 
 @each
@@ -138,16 +138,16 @@ def test_hidden_is_all_but_one_line_of_words(name):
 
 
 @each
-def test_a_test_is_one_check_task_block(name):
+def test_a_test_is_one_task_block(name):
     _, tasks = load(name)
     for task in tasks:
         for cell in task.cells:
             if role(cell) not in ("visible", "hidden"):
                 continue
             (block,) = ast.parse(cell.source).body
-            assert isinstance(block, ast.With), f"{cell.id}: one `with check.task(…)` block"
+            assert isinstance(block, ast.With), f"{cell.id}: one `with grading.task(…)` block"
             words = ast.unparse(block.items[0])
-            assert re.match(rf"check\.task\('Task {task.number}[a-z]?\b", words), cell.id
+            assert re.match(rf"grading\.task\('Task {task.number}[a-z]?\b", words), cell.id
             assert not any(isinstance(node, ast.Assert) for node in ast.walk(block)), (
                 f"{cell.id}: raise AssertionError(sentence), not assert"
             )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_output
 
-from aigc_lib import check
+from aigc_lib import grading
 from tools import ROOT
 from tools.grading import canaries
 from tools.grading.source import role
@@ -23,7 +23,7 @@ def execute(cell, **names):
     cell.outputs = []
     try:
         with contextlib.redirect_stdout(printed):
-            exec(cell.source, {"check": check, "torch": torch, **names})
+            exec(cell.source, {"grading": grading, "torch": torch, **names})
     except Exception as error:
         name, text = type(error).__name__, str(error)
         cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[]))
@@ -33,7 +33,7 @@ def execute(cell, **names):
 
 
 class Lenient:
-    """A `check` in which everything passes."""
+    """A `grading` in which everything passes."""
 
     answer = staticmethod(lambda *args, **settings: None)
 
@@ -50,7 +50,7 @@ def test_a_twin_fails_as_it_must_and_is_silent_when_failures_are_swallowed(test)
         twin = canaries.twin(test.source)
         assert twin.metadata.canary.error == "NotYet"
         assert canaries.sings(execute(twin))
-        assert not canaries.sings(execute(twin, check=Lenient))
+        assert not canaries.sings(execute(twin, grading=Lenient))
         assert set(test.source.splitlines()) < set(twin.source.splitlines())
 
 
@@ -73,7 +73,7 @@ def test_no_two_canaries_are_the_same():
 
 def test_a_test_says_one_line_without_hidden_source():
     secret = canaries.hidden_lines(NB)
-    line = 'check.answer("one number", mean(torch.tensor([7.5])), 7.5)'
+    line = 'grading.answer("one number", mean(torch.tensor([7.5])), 7.5)'
     assert line in secret
     error = new_output(
         "error",

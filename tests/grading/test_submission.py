@@ -154,12 +154,12 @@ SUSPICIOUS = {
     "import os": "import os",
     "from builtins import print": "import builtins",
     "get_ipython()": "get_ipython",
-    "check.answer = print": "check.answer = …",
+    "grading.answer = print": "grading.answer = …",
     "torch.Tensor.tolist = print": "torch.Tensor.tolist = …",
-    "check = 3": "check = …",
+    "grading = 3": "grading = …",
     "class A(torch.Tensor): pass": "class …(Tensor)",
     "class A:\n    def __eq__(self, other): return True": "def __eq__",
-    "setattr(check, 'answer', print)": "setattr",
+    "setattr(grading, 'answer', print)": "setattr",
     "In[-1]": "In",
     "(lambda: 0).__globals__": ".__globals__",
     "%run x": "a magic or a shell command",
@@ -176,7 +176,7 @@ def test_what_no_solution_needs_is_told(released, code):
 def test_honest_code_is_not_suspected(released):
     cell(released, "t1-solution").source = (
         "import math\nfrom torch import nn\nclass Net(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.check = torch.zeros(3)\n"
+        "    def __init__(self):\n        super().__init__()\n        self.grading = torch.zeros(3)\n"
         "    def forward(self, x):\n        y = x.clone()\n        y[0] = 1\n        return y\n"
     )
     assert submission.suspicious(released) == []

@@ -14,14 +14,7 @@ from tools.grading import canaries, sandbox  # noqa: F401  named by nbgrader_con
 
 
 def main(folder: Path, course: Path, line: list[str], environment: dict[str, str]) -> None:
-    """Run one of nbgrader's commands; leaves with its exit code.
-
-    Args:
-        folder: the run's own; nbgrader's log goes there.
-        course: the folder of everything generated.
-        line: the command.
-        environment: of this process.
-    """
+    """Run one of nbgrader's commands, its log in `folder`; leaves with its exit code."""
     sandbox.die_with_parent()  # that is the fork server, which dies with the grader
     if not multiprocessing.parent_process().is_alive():
         return

@@ -32,15 +32,7 @@ class Insert(NbGraderPreprocessor):
     """Put the canaries in."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
-        """Add a canary before each test and a row of them after the last one.
-
-        Args:
-            nb: the notebook to execute, with its hidden tests.
-            resources: nbconvert's.
-
-        Returns:
-            Both.
-        """
+        """Add a canary before each test and a row of them after the last one."""
         cells, end = [], 0
         for cell in nb.cells:
             if role(cell) in ("visible", "hidden"):
@@ -55,18 +47,14 @@ class Insert(NbGraderPreprocessor):
 def twin(source: str) -> NotebookNode:
     """A canary that looks like a test and fails in its first line.
 
-    Args:
-        source: the test's cell.
-
-    Returns:
-        The canary; a plain one if the test is not a single `with check.task(…)` block.
+    A plain one if the test is not a single `with grading.task(…)` block.
     """
     words, (a, b) = f"case {secrets.token_hex(4)}", sorted(1 + secrets.randbelow(90) for _ in "ab")
     b += 1
     lines = [
-        f"check.answer({words!r}, torch.tensor([{a}.0, {b}.0]), torch.tensor([{a}.0, {a}.0]))",
+        f"grading.answer({words!r}, torch.tensor([{a}.0, {b}.0]), torch.tensor([{a}.0, {a}.0]))",
         f"raise AssertionError({words!r})",
-        f"check.answer({words!r}, {b}.0, {a}.0)",
+        f"grading.answer({words!r}, {b}.0, {a}.0)",
         f"if torch.tensor([{a}.0, {b}.0])[1] > {a}.0: raise AssertionError({words!r})",
     ]
     ends = [f": expected {a}, got {b}", "", f": expected {a}, got {b}", ""]
@@ -82,49 +70,29 @@ def twin(source: str) -> NotebookNode:
 
 
 def row() -> list[NotebookNode]:
-    """Canaries of every other kind, the last of which must succeed.
-
-    Returns:
-        The cells.
-    """
+    """Canaries of every other kind, the last of which must succeed."""
     words, number = [f"case {secrets.token_hex(4)}" for _ in range(5)], secrets.randbelow(10**6)
     close = "torch.testing.assert_close(torch.tensor([1.0]), torch.tensor([2.0]), msg={!r})"
-    unequal = "with check.task('x'):\n    check.answer({!r}, torch.ones(2), torch.zeros(2))"
-    good = f"with check.task('x'):\n    check.answer('x', torch.tensor([{number}.0]) + 1, "
+    unequal = "with grading.task('x'):\n    grading.answer({!r}, torch.ones(2), torch.zeros(2))"
+    good = f"with grading.task('x'):\n    grading.answer('x', torch.tensor([{number}.0]) + 1, "
     good += f"torch.tensor([{number + 1}.0]))\nprint({number} * 7)"
     return [
         canary(f"raise RuntimeError({words[0]!r})", "RuntimeError", words[0]),
         canary(f"assert 1 == 2, {words[1]!r}", "AssertionError", words[1]),
         canary(close.format(words[2]), "AssertionError", words[2]),
-        canary(f"with check.task('x'):\n    raise ValueError({words[3]!r})", "NotYet", words[3]),
+        canary(f"with grading.task('x'):\n    raise ValueError({words[3]!r})", "NotYet", words[3]),
         canary(unequal.format(words[4]), "NotYet", words[4]),
         canary(good, "", f"{number * 7}\n"),
     ]
 
 
 def canary(source: str, error: str, text: str) -> NotebookNode:
-    """A cell whose outcome is known.
-
-    Args:
-        source: its code.
-        error: the name of the exception it must end with, "" for none.
-        text: what the exception's text contains, or what is printed if there is none.
-
-    Returns:
-        The cell.
-    """
+    """A cell that must raise the `error` whose text holds `text`, or print it if `error` is ""."""
     return new_code_cell(source, metadata={"canary": {"error": error, "text": text}})
 
 
 def sings(cell: NotebookNode) -> bool:
-    """Whether a canary did what it must.
-
-    Args:
-        cell: a canary that was executed.
-
-    Returns:
-        True if it did.
-    """
+    """Whether a canary did what it must."""
     error, text = cell.metadata.canary.error, cell.metadata.canary.text
     errors = [output for output in cell.outputs if output.output_type == "error"]
     if error:
@@ -151,16 +119,7 @@ class Run(Execute):
         super().__init__(*args, **(settings | {"kernel_manager_class": Manager}))
 
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> Any:
-        """Take one message of the kernel, unless the cell has said enough.
-
-        Args:
-            msg: the message.
-            cell: the cell that is running.
-            cell_index: its place.
-
-        Returns:
-            The output made of it, or None.
-        """
+        """Take one message of the kernel, unless the cell has said enough."""
         if msg["msg_type"] in ("stream", "display_data", "execute_result", "error"):
             said = cell.metadata.get("said", 0) + len(str(msg["content"]))
             cell.metadata["said"] = said
@@ -175,15 +134,7 @@ class Judge(NbGraderPreprocessor):
     """Take the canaries out, say what they found, and reduce what tests put out to one line."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
-        """Judge an executed notebook; what a person should know goes to a file.
-
-        Args:
-            nb: the notebook with its canaries.
-            resources: nbconvert's.
-
-        Returns:
-            Both.
-        """
+        """Judge an executed notebook; what a person should know goes to a file."""
         notes = {"withheld": "", "look": []}
         if not all(sings(cell) for cell in nb.cells if "canary" in cell.metadata):
             notes["withheld"] = WITHHELD
@@ -206,14 +157,7 @@ class Judge(NbGraderPreprocessor):
 
 
 def hidden_lines(nb: NotebookNode) -> list[str]:
-    """The lines of hidden tests, which no student may read.
-
-    Args:
-        nb: a notebook with its hidden tests.
-
-    Returns:
-        The lines, longest first, without those too short to say anything.
-    """
+    """The lines of hidden tests, longest first, without those too short to say anything."""
     lines = set()
     for cell in nb.cells:
         if cell.cell_type == "code" and role(cell) == "hidden":
@@ -223,15 +167,7 @@ def hidden_lines(nb: NotebookNode) -> list[str]:
 
 
 def one_line(outputs: list[NotebookNode], secret: list[str]) -> list[NotebookNode]:
-    """What a test says, in a form that gives no source away.
-
-    Args:
-        outputs: those of a test's cell.
-        secret: lines that must not appear.
-
-    Returns:
-        Nothing for a test that passed, else one error.
-    """
+    """What a test says, without the secret lines: one error, or nothing if it passed."""
     for output in outputs:
         if output.output_type == "error":
             name, text = str(output.ename)[:60], str(output.evalue)
@@ -246,15 +182,7 @@ class Discreet(NbGraderPreprocessor):
     """What a student's feedback leaves out: hidden tests, and what ran when they could be read."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
-        """Empty the hidden tests, and drop other cells' outputs from the first of them on.
-
-        Args:
-            nb: an autograded notebook.
-            resources: nbconvert's.
-
-        Returns:
-            Both.
-        """
+        """Empty the hidden tests, and drop other cells' outputs from the first of them on."""
         secret, seen = hidden_lines(nb), False
         for cell in nb.cells:
             if cell.cell_type != "code":

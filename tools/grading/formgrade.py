@@ -13,14 +13,7 @@ from tools.grading.release import COURSE, environment
 
 
 def main() -> int:
-    """Become a Jupyter server that shows the formgrader.
-
-    Returns:
-        The exit code, where the server runs as a child.
-
-    Raises:
-        Refusal: nothing was graded yet.
-    """
+    """Become a Jupyter server that shows the formgrader."""
     parser = argparse.ArgumentParser(prog="make formgrade", description=__doc__)
     parser.add_argument("--port", default="", help="where to begin to look for a free port")
     port = parser.parse_args().port

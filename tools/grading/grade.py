@@ -33,17 +33,7 @@ PLACES = """{course}/grades.csv: points.  {course}/feedback/: pages for students
 
 
 def lock(course: Path) -> IO:
-    """Keep a second grader from the same gradebook.
-
-    Args:
-        course: the folder of everything generated.
-
-    Returns:
-        An open file; whoever closes it gives the lock back.
-
-    Raises:
-        Refusal: another grader is at work.
-    """
+    """Keep a second grader from the same gradebook until the returned file is closed."""
     (course / "grades").mkdir(parents=True, exist_ok=True)
     file = (course / "grades" / "lock").open("w")
     try:
@@ -55,11 +45,7 @@ def lock(course: Path) -> IO:
 
 
 def grader_digest() -> str:
-    """A digest of the code that decides on points.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """A digest of the code that decides on points."""
     files = [*Path(__file__).parent.glob("*.py"), *(ROOT / "aigc_lib").rglob("*.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
@@ -73,39 +59,18 @@ class Grader:
         self.digests = {name: f"{rules} {digest}" for name, digest in digests.items()}
 
     def state(self, submission: Submission) -> Path:
-        """Where is written what became of a submission.
-
-        Args:
-            submission: which.
-
-        Returns:
-            A file.
-        """
+        """Where is written what became of a submission."""
         folder = self.course / "grades" / submission.student
         return folder / f"{submission.assignment}.json"
 
     def digest(self, submission: Submission) -> str:
-        """A digest of all that a score depends on.
-
-        Args:
-            submission: whose score.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """A digest of all that a score depends on."""
         known = hashlib.sha256(self.digests[submission.assignment].encode())
         known.update(submission.path.read_bytes())
         return known.hexdigest()
 
     def done(self, submission: Submission) -> dict | None:
-        """What became of a submission, if it need not be graded again.
-
-        Args:
-            submission: which.
-
-        Returns:
-            Its state, or None.
-        """
+        """What became of a submission, or None if it must be graded again."""
         try:
             state = json.loads(self.state(submission).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -115,11 +80,7 @@ class Grader:
         return state if state["digest"] == self.digest(submission) else None
 
     def grade(self, submission: Submission) -> None:
-        """Grade one submission and write down what became of it.
-
-        Args:
-            submission: which.
-        """
+        """Grade one submission and write down what became of it."""
         started, student, name = time.monotonic(), submission.student, submission.assignment
         self.state(submission).unlink(missing_ok=True)
         digest = self.digest(submission)
@@ -150,17 +111,7 @@ class Grader:
 
 
 def limits(text: str) -> dict:
-    """Read the limits given on the command line.
-
-    Args:
-        text: such as "cell=60,memory=4e9"; the names are those of sandbox.LIMITS.
-
-    Returns:
-        All limits.
-
-    Raises:
-        Refusal: there is no such limit.
-    """
+    """Read limits such as "cell=60,memory=4e9", named as in sandbox.LIMITS; all of them."""
     given = dict(LIMITS)
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -172,16 +123,7 @@ def limits(text: str) -> dict:
 
 
 def grade_all(grader: Grader, found: list[Submission], jobs: int) -> list[dict]:
-    """Grade what is not graded yet.
-
-    Args:
-        grader: does it.
-        found: the submissions.
-        jobs: how many at a time.
-
-    Returns:
-        What became of each.
-    """
+    """Grade what is not graded yet; what became of each."""
     waiting = [submission for submission in found if not grader.done(submission)]
     if len(waiting) < len(found):
         print(f"{len(found) - len(waiting)} of {len(found)} are graded already.", flush=True)
@@ -197,14 +139,7 @@ def grade_all(grader: Grader, found: list[Submission], jobs: int) -> list[dict]:
 
 
 def main() -> int:
-    """Grade the folder that the command line names.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        Refusal: there is nothing to grade, or no sandbox.
-    """
+    """Grade the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="make grade", description=__doc__)
     parser.add_argument("--submissions", default="", help="one folder per student")
     parser.add_argument("--jobs", default="", help="how many at a time; default: half the cores")

@@ -32,28 +32,12 @@ class Grade:
 
 
 def url(course: Path) -> str:
-    """Where the gradebook is.
-
-    Args:
-        course: the folder of everything generated.
-
-    Returns:
-        Its address, as nbgrader takes it.
-    """
+    """Where the gradebook is."""
     return f"sqlite:///{course}/gradebook.db?timeout=120"
 
 
 def grades(book: Gradebook, student: str, assignment: str) -> list[Grade]:
-    """The graded cells of a submission.
-
-    Args:
-        book: nbgrader's gradebook.
-        student: whose.
-        assignment: which.
-
-    Returns:
-        Its grades in the order of their names; without scores if it was never graded.
-    """
+    """The graded cells of a submission by name; without scores if it was never graded."""
     cells = {cell.name: cell for cell in book.find_notebook(assignment, assignment).grade_cells}
     given = {}
     try:
@@ -69,13 +53,7 @@ def grades(book: Gradebook, student: str, assignment: str) -> list[Grade]:
 
 
 def forget(course: Path, student: str, assignment: str) -> None:
-    """Take back automatic scores, so that a failed run never keeps those of an earlier one.
-
-    Args:
-        course: the folder of everything generated.
-        student: whose.
-        assignment: which.
-    """
+    """Take back automatic scores, so that a failed run never keeps those of an earlier one."""
     with Gradebook(url(course)) as book:
         try:
             notebook = book.find_submission_notebook(assignment, assignment, student)
@@ -87,14 +65,7 @@ def forget(course: Path, student: str, assignment: str) -> None:
 
 
 def report(course: Path, found: list[Submission], states: list[dict], strange: list[str]) -> None:
-    """Write grades.csv and needs_a_human.md.
-
-    Args:
-        course: the folder of everything generated.
-        found: the submissions.
-        states: what became of each.
-        strange: what lay beside them.
-    """
+    """Write grades.csv and needs_a_human.md."""
     rows, lists = [], {"no score": [], "look": [], "written": []}
     with Gradebook(url(course)) as book:
         for submission, state in zip(found, states, strict=True):
@@ -123,28 +94,13 @@ def report(course: Path, found: list[Submission], states: list[dict], strange: l
 
 
 def escape(text: str) -> str:
-    """Text of a student's, made harmless for Markdown.
-
-    Args:
-        text: one entry of a list.
-
-    Returns:
-        One line.
-    """
+    """Text of a student's, made harmless for Markdown."""
     line = " ".join(text.split())
     return "".join(f"\\{letter}" if letter in "\\`*[]<>|#" else letter for letter in line)
 
 
 def line(found: list[Grade], state: dict) -> dict:
-    """One row of grades.csv.
-
-    Args:
-        found: the submission's grades.
-        state: what became of it.
-
-    Returns:
-        The columns but the first two.
-    """
+    """One row of grades.csv, but for its first two columns."""
     scored = [grade for grade in found if grade.score is not None]
     code = [grade.score for grade in scored if not grade.written]
     status = state["status"]
@@ -166,13 +122,7 @@ def line(found: list[Grade], state: dict) -> dict:
 
 
 def feedback(course: Path, found: list[Submission], states: list[dict]) -> None:
-    """Let nbgrader write the students' feedback where something has changed since the last time.
-
-    Args:
-        course: the folder of everything generated.
-        found: the submissions.
-        states: what became of each.
-    """
+    """Let nbgrader write the students' feedback where something has changed since the last time."""
     for assignment in sorted({submission.assignment for submission in found}):
         here = [(s, t) for s, t in zip(found, states, strict=True) if s.assignment == assignment]
         unscored = [s.student for s, t in here if t["status"] == "no score"]
@@ -197,15 +147,7 @@ def feedback(course: Path, found: list[Submission], states: list[dict]) -> None:
 
 
 def marks(course: Path, assignment: str) -> str:
-    """Everything that a person may have added to an assignment's submissions.
-
-    Args:
-        course: the folder of everything generated.
-        assignment: which.
-
-    Returns:
-        A text that changes with it.
-    """
+    """Everything that a person may have added to an assignment's submissions."""
     with Gradebook(url(course)) as book:
         found = [
             (submission.student.id, grade.name, grade.score, grade.manual_score)

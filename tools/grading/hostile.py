@@ -116,7 +116,7 @@ for host in ("127.0.0.1", {address!r}):
         pass
 """
 SWALLOW = "get_ipython().input_transformers_cleanup.append(\n"
-SWALLOW += "    lambda lines: [] if any('check' in line for line in lines) else lines)\n" + WRONG
+SWALLOW += "    lambda lines: [] if any('grading' in line for line in lines) else lines)\n" + WRONG
 DEAF = "def mean(x):\n    while True:\n        try:\n            while True:\n"
 DEAF += "                pass\n        except BaseException:\n            pass\n"
 MANY = "import os, time\nfor _ in range(12):\n    if not os.fork():\n"
@@ -131,11 +131,7 @@ FILL += "except OSError:\n    pass\n"
 
 
 def cheats() -> list[Hostile]:
-    """Submissions that want points which they do not deserve, or are broken.
-
-    Returns:
-        The submissions.
-    """
+    """Submissions that want points which they do not deserve, or are broken."""
     look, none = "look", "no score"
     return [
         Hostile("edited", _edited, look, RIGHT - 40),
@@ -148,11 +144,11 @@ def cheats() -> list[Hostile]:
         Hostile("bad_json", b'{"cells": [', none, None),
         Hostile("no_notebook", json.dumps({"a": 1}).encode(), none, None),
         Hostile("bad_cells", b'{"nbformat": 4, "nbformat_minor": 5, "cells": 3}', none, None),
-        Hostile("patched_answer", _patched("check.answer = lambda *a, **k: None"), none, None),
-        Hostile("patched_task", _patched(PATCH + "check.task = quiet"), none, None),
+        Hostile("patched_answer", _patched("grading.answer = lambda *a, **k: None"), none, None),
+        Hostile("patched_task", _patched(PATCH + "grading.task = quiet"), none, None),
         Hostile("patched_torch", _patched("torch.Tensor.tolist = lambda x: [1.0]"), none, None),
         Hostile("patched_close", _patched("torch.testing.assert_close = print"), none, None),
-        Hostile("other_check", _patched(PATCH + "class check:\n    task = quiet"), none, None),
+        Hostile("other_grading", _patched(PATCH + "class grading:\n    task = quiet"), none, None),
         Hostile("swallowed_cells", _code("t1-solution", SWALLOW, keep=False), none, None),
         Hostile("silent_errors", _patched("get_ipython().showtraceback = print"), none, None),
         Hostile("fake_tensor", _code("t1-solution", FAKE, keep=False), look, RIGHT - 40),
@@ -160,16 +156,7 @@ def cheats() -> list[Hostile]:
 
 
 def attacks(known: list[str], address: str, port: int) -> list[Hostile]:
-    """Submissions that want to harm, or use up what there is.
-
-    Args:
-        known: paths of files outside that they try to read, overwrite and delete.
-        address: an address of this machine.
-        port: where a listener waits on it.
-
-    Returns:
-        The submissions.
-    """
+    """Submissions that want to harm, or use up what there is."""
     look, none = "look", "no score"
     search, delete = SEARCH.format(known=known), DELETE.format(known=known)
     call = CALL.format(address=address, port=port)

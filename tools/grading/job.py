@@ -34,27 +34,14 @@ class Outcome:
 
 @functools.cache
 def fonts() -> list[str]:
-    """matplotlib's list of fonts, which takes seconds to make: it is made once, outside.
-
-    Returns:
-        The files to put into the kernel's working folder.
-    """
+    """matplotlib's list of fonts, which takes seconds to make, so it is made once: its files."""
     import matplotlib.font_manager  # imported, it writes the list
 
     return [str(path) for path in Path(matplotlib.get_cachedir()).glob("fontlist-*.json")]
 
 
 def settings(folder: Path, data: list[str], limits: dict) -> dict:
-    """What the sandbox shows to a kernel.
-
-    Args:
-        folder: the run's own.
-        data: files that come with the assignment.
-        limits: as sandbox.LIMITS.
-
-    Returns:
-        The settings, as sandbox.py reads them.
-    """
+    """What the sandbox shows to a kernel, as sandbox.py reads it."""
     readable = [sys.base_prefix, sys.prefix, str(ROOT / "aigc_lib")]
     kernel = {
         "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
@@ -76,11 +63,7 @@ def settings(folder: Path, data: list[str], limits: dict) -> dict:
 
 
 def available() -> str:
-    """Whether the sandbox works here, by opening one.
-
-    Returns:
-        "" if it does, else why not.
-    """
+    """Why the sandbox does not work here, found out by opening one; "" if it does."""
     shown = settings(Path("/"), [], LIMITS) | {"channels": "", "reason": os.devnull}
     try:
         code, said = sandbox.contain(shown, sandbox.python(shown, "this"))
@@ -90,18 +73,7 @@ def available() -> str:
 
 
 def run(course: Path, student: str, assignment: str, limits: dict, unsafe: bool) -> Outcome:
-    """Grade what lies in the course's folder `submitted`.
-
-    Args:
-        course: the folder of everything generated.
-        student: whose.
-        assignment: which.
-        limits: as sandbox.LIMITS.
-        unsafe: whether to do without the sandbox.
-
-    Returns:
-        The outcome; the scores are in the gradebook.
-    """
+    """Grade what lies in the course's folder `submitted`."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="aigc-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -115,14 +87,7 @@ def run(course: Path, student: str, assignment: str, limits: dict, unsafe: bool)
 
 
 def prepare(folder: Path, source: Path, limits: dict, unsafe: bool) -> None:
-    """Write what the run's nbgrader and kernel read.
-
-    Args:
-        folder: the run's own.
-        source: the assignment's files.
-        limits: as sandbox.LIMITS.
-        unsafe: whether to do without the sandbox.
-    """
+    """Write what the run's nbgrader and kernel read."""
     (folder / "k").mkdir()
     (folder / "kernels" / "aigc").mkdir(parents=True)
     data = [str(path) for path in sorted(source.iterdir()) if path.suffix != ".ipynb"]
@@ -137,18 +102,7 @@ def prepare(folder: Path, source: Path, limits: dict, unsafe: bool) -> None:
 
 
 def autograde(folder: Path, course: Path, student: str, assignment: str, seconds: float) -> str:
-    """Run nbgrader's autograde.
-
-    Args:
-        folder: the run's own.
-        course: the folder of everything generated.
-        student: whose.
-        assignment: which.
-        seconds: after which it is stopped; the sandbox has its own, shorter limit.
-
-    Returns:
-        "" if there is a score, else why not.
-    """
+    """Run nbgrader's autograde for so many seconds: why there is no score, or ""."""
     here = {"AIGC_JOB": str(folder), "JUPYTER_PATH": str(folder)}
     here["JUPYTER_RUNTIME_DIR"] = str(folder / "k")
     line = ["autograde", assignment, "--force", f"--student={student}"]
@@ -175,14 +129,7 @@ def _nbgrader(*arguments: Any) -> None:
 
 
 def why(said: str) -> str:
-    """The reason of a failure in nbgrader's words.
-
-    Args:
-        said: nbgrader's log.
-
-    Returns:
-        One sentence.
-    """
+    """The reason of a failure, from nbgrader's log, in one sentence."""
     if "DeadKernelError" in said:
         return "the kernel died (a crash, os._exit, or one process took too much memory)"
     if "CellTimeoutError" in said or "unresponsive" in said:

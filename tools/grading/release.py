@@ -23,18 +23,7 @@ COURSE = ROOT / "build"
 
 
 def sources(course: Path, public: Path = source.SOURCES) -> dict[str, str]:
-    """Gather the assignments in the course's folder `source`, the private ones on top.
-
-    Args:
-        course: the folder of everything generated.
-        public: the assignments of the repository.
-
-    Returns:
-        For each assignment a digest of its files.
-
-    Raises:
-        Refusal: there is no assignment, or a private one is missing or broken.
-    """
+    """Gather the assignments in the folder `source`, the private ones on top: their digests."""
     folders = {path.parent.name: [path.parent] for path in source.find(public)}
     if private := os.environ.get("AIGC_ASSIGNMENTS"):
         if not Path(private).is_dir():
@@ -64,14 +53,7 @@ def sources(course: Path, public: Path = source.SOURCES) -> dict[str, str]:
 
 
 def broken(nb: NotebookNode) -> list[str]:
-    """What would make nbgrader release something wrong.
-
-    Args:
-        nb: a source.
-
-    Returns:
-        A sentence per fault.
-    """
+    """What would make nbgrader release something wrong: a sentence per fault."""
     faults, seen = [], set()
     for index, cell in enumerate(nb.cells):
         name, text = notebooks.cell_name(nb, index), cell.source
@@ -91,18 +73,7 @@ def broken(nb: NotebookNode) -> list[str]:
 
 
 def generate(course: Path, digests: dict[str, str]) -> list[str]:
-    """Let nbgrader make what is new, and look at the result.
-
-    Args:
-        course: the folder of everything generated.
-        digests: as `sources` returns them.
-
-    Returns:
-        The names of the assignments that were made anew.
-
-    Raises:
-        Refusal: nbgrader failed, or left something in that students must not see.
-    """
+    """Let nbgrader make what is new, and look at the result: the names, or Refusal for a leak."""
     made = []
     for name, digest in digests.items():
         stamp, released = course / "released" / name, course / "release" / name / f"{name}.ipynb"
@@ -122,15 +93,7 @@ def generate(course: Path, digests: dict[str, str]) -> list[str]:
 
 
 def nbgrader_command(course: Path, line: list[str]) -> None:
-    """Run one of nbgrader's commands.
-
-    Args:
-        course: the folder of everything generated.
-        line: the command.
-
-    Raises:
-        Refusal: it failed; the text is the end of what it said.
-    """
+    """Run one of nbgrader's commands; Refusal with the end of what it said if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *line],
         cwd=course,
@@ -145,15 +108,7 @@ def nbgrader_command(course: Path, line: list[str]) -> None:
 
 
 def environment(course: Path, **more: str) -> dict[str, str]:
-    """What nbgrader's processes need to find.
-
-    Args:
-        course: the folder of everything generated.
-        **more: further variables.
-
-    Returns:
-        The environment.
-    """
+    """What nbgrader's processes need to find."""
     config = str(Path(__file__).parent)
     here = {"AIGC_COURSE": str(course), "JUPYTER_CONFIG_PATH": config, "PYTHONPATH": str(ROOT)}
     beside = os.path.dirname(sys.executable)  # nbgrader looks for its command alembic
@@ -162,15 +117,7 @@ def environment(course: Path, **more: str) -> dict[str, str]:
 
 
 def leaks(nb: NotebookNode, released: NotebookNode) -> list[str]:
-    """What a release must not hold, and what it must.
-
-    Args:
-        nb: the source.
-        released: what nbgrader made of it.
-
-    Returns:
-        A sentence per fault.
-    """
+    """What a release must not hold, and what it must: a sentence per fault."""
     text = "\n".join(cell.source for cell in released.cells)
     faults = [f"{mark} is still in it" for mark in (*SOLUTION, *HIDDEN) if mark in text]
     for cell in nb.cells:
@@ -191,11 +138,7 @@ def leaks(nb: NotebookNode, released: NotebookNode) -> list[str]:
 
 
 def main() -> int:
-    """Make the students' versions.
-
-    Returns:
-        The exit code.
-    """
+    """Make the students' versions."""
     digests = sources(COURSE)
     made = generate(COURSE, digests)
     for name in digests:

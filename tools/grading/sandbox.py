@@ -55,16 +55,11 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 
 
 def bubblewrap(settings: dict, info: int, rules: int) -> list[str]:
-    """The command that opens the sandbox.
+    """The command that opens the sandbox, to be followed by the program.
 
-    Args:
-        settings: `readable` lists what is shown read-only, `data` the files put into the working
-            folder, `channels` the one folder shared for writing; `environment`, `limits`.
-        info: a file descriptor that bubblewrap tells the number of its first process.
-        rules: one that it reads the filter for system calls from.
-
-    Returns:
-        The command, to be followed by the program.
+    In the settings, `readable` lists what is shown read-only, `data` the files put into the working
+    folder, `channels` the one folder shared for writing; then `environment` and `limits`. `info` is
+    a descriptor that bubblewrap tells its first process, `rules` one that it reads the filter from.
     """
     size = str(int(settings["limits"]["disk"]))
     line = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
@@ -96,14 +91,7 @@ def bubblewrap(settings: dict, info: int, rules: int) -> list[str]:
 
 
 def refusals(machine: str) -> bytes:
-    """A filter for system calls, in the form that Linux takes.
-
-    Args:
-        machine: the processor, as uname says.
-
-    Returns:
-        The filter; nothing for a processor that REFUSED does not know.
-    """
+    """A filter for system calls, as Linux takes it; none for a machine that REFUSED lacks."""
     if machine not in REFUSED:
         return b""
     architecture, calls = REFUSED[machine]
@@ -117,11 +105,7 @@ def refusals(machine: str) -> bytes:
 
 
 def first_limits(limits: dict) -> None:
-    """Limits that the kernel keeps, per process; runs in the child before bubblewrap.
-
-    Args:
-        limits: as LIMITS.
-    """
+    """Limits that the kernel keeps, per process; runs in the child before bubblewrap."""
     os.nice(5)  # the watch comes first
     for what, value in (
         (resource.RLIMIT_DATA, limits["memory"]),
@@ -135,14 +119,7 @@ def first_limits(limits: dict) -> None:
 
 
 def processes(first: int) -> dict[int, list[bytes]]:
-    """Everything that runs in the sandbox.
-
-    Args:
-        first: its first process, whose descendants are all the others.
-
-    Returns:
-        For each process the fields of /proc/PID/stat from the third on.
-    """
+    """All descendants of the first process: their fields of /proc/PID/stat from the third on."""
     fields, children = {}, {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -159,24 +136,15 @@ def processes(first: int) -> dict[int, list[bytes]]:
 
 
 def newest_process() -> int:
-    """The number that Linux gave to the latest process or thread.
-
-    Returns:
-        The number.
-    """
+    """The number that Linux gave to the latest process or thread."""
     with open("/proc/loadavg", "rb") as file:
         return int(file.read().split()[4])
 
 
 def memory(found: dict[int, list[bytes]]) -> float:
-    """Bytes that processes share or own: each page once.
+    """Bytes that processes share or own, each page once, files that have no name any more too.
 
-    Args:
-        found: as `processes` returns them.
-
-    Returns:
-        The sum of their proportional set sizes, and of files that have no name any more; a
-        lower bound if adding up takes too long.
+    A lower bound if adding up takes too long.
     """
     total, unnamed, started = 0, {}, time.monotonic()
     for pid, fields in found.items():
@@ -198,17 +166,7 @@ def memory(found: dict[int, list[bytes]]) -> float:
 
 
 def excess(first: int, look: int, started: float, settings: dict) -> str:
-    """Which limit is exceeded.
-
-    Args:
-        first: the sandbox's first process.
-        look: how many looks there were; what is slow to find out is looked at now and then.
-        started: when, on the monotonic clock.
-        settings: as for `bubblewrap`.
-
-    Returns:
-        A sentence, or "" if none is.
-    """
+    """Which limit is exceeded, or ""; what is slow to find out is looked at now and then."""
     limits, found = settings["limits"], processes(first)
     tasks = sum(int(fields[17]) for fields in found.values())
     cpu = sum(sum(map(int, fields[11:15])) for fields in found.values()) / TICKS
@@ -230,16 +188,7 @@ def excess(first: int, look: int, started: float, settings: dict) -> str:
 
 
 def python(settings: dict, module: str, *arguments: str) -> list[str]:
-    """How a module is run inside.
-
-    Args:
-        settings: as for `bubblewrap`.
-        module: its name.
-        *arguments: what follows on its command line.
-
-    Returns:
-        The command.
-    """
+    """How a module is run inside."""
     tasks = 2 * int(settings["limits"]["tasks"])  # the watch ends what has more than once that
     code = INSIDE.format(tasks=tasks, module=module)
     return [sys.executable, "-c", code, *arguments]
@@ -248,13 +197,7 @@ def python(settings: dict, module: str, *arguments: str) -> list[str]:
 def contain(settings: dict, program: list[str]) -> tuple[int, str]:
     """Run a program in the sandbox until it ends or breaks a limit.
 
-    Args:
-        settings: as for `bubblewrap`.
-        program: the command.
-
-    Returns:
-        Its exit code, and a sentence: the limit it broke, or the beginning of what it wrote to
-        stderr.
+    Its exit code, and a sentence: that limit, or the beginning of what it wrote to stderr.
     """
     reading, writing = os.pipe()
     rules, filling = os.pipe()
@@ -305,11 +248,7 @@ def die_with_parent() -> None:
 
 
 def main() -> int:
-    """Run the command line's module with the settings of a file.
-
-    Returns:
-        Its exit code.
-    """
+    """Run the command line's module with the settings of a file."""
     settings = json.loads(Path(sys.argv[1]).read_text())
     die_with_parent()
     if str(os.getppid()) != os.environ.get("JPY_PARENT_PID"):

@@ -43,15 +43,7 @@ class Case:
 
 
 def solved(released: NotebookNode, answers: dict[str, str]) -> bytes:
-    """A released notebook with answers in it.
-
-    Args:
-        released: stays as it is.
-        answers: sources of cells by grade_id.
-
-    Returns:
-        The file.
-    """
+    """The file of a released notebook with answers, by grade_id, in it."""
     nb = nbformat.from_dict(released)
     for cell in nb.cells:
         cell.source = answers.get(grade_id(cell), cell.source)
@@ -61,13 +53,7 @@ def solved(released: NotebookNode, answers: dict[str, str]) -> bytes:
 def honest(course: Path, name: str, public: Path) -> list[Case]:
     """The submissions to one assignment by students who do what they are asked.
 
-    Args:
-        course: where the release is.
-        name: the assignment.
-        public: the folder of the assignments.
-
-    Returns:
-        The reference, the blank, the alternatives and three sets of wrong answers.
+    The reference, the blank, the alternatives and three sets of wrong answers.
     """
     nb = notebooks.read(public / name / f"{name}.ipynb")
     released = notebooks.read(course / "release" / name / f"{name}.ipynb")
@@ -96,16 +82,7 @@ def honest(course: Path, name: str, public: Path) -> list[Case]:
 
 
 def attacks(course: Path, known: list[str], port: int) -> list[Case]:
-    """The hostile submissions.
-
-    Args:
-        course: where the release is.
-        known: files that they go for.
-        port: where a listener waits.
-
-    Returns:
-        The cases.
-    """
+    """The hostile submissions."""
     name, cases = "99_tiny", []
     nb = notebooks.read(FIXTURE / name / f"{name}.ipynb")
     released = notebooks.read(course / "release" / name / f"{name}.ipynb")
@@ -121,11 +98,7 @@ def attacks(course: Path, known: list[str], port: int) -> list[Case]:
 
 
 def address() -> str:
-    """An address of this machine other than that of the loop.
-
-    Returns:
-        The address; that of the loop if there is no other.
-    """
+    """An address of this machine other than that of the loop."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -135,11 +108,7 @@ def address() -> str:
 
 
 def listen() -> tuple[int, list[str]]:
-    """Wait for somebody to call.
-
-    Returns:
-        The port, and a list to which callers will be added.
-    """
+    """Wait for somebody to call: the port, and a list to which callers will be added."""
     server, callers = socket.create_server(("", 0)), []
 
     def wait() -> None:
@@ -153,16 +122,9 @@ def listen() -> tuple[int, list[str]]:
 
 
 def grade(work: Path, cases: list[Case], jobs: str, kill_after: float = 0) -> dict[tuple, dict]:
-    """Hand in and grade.
+    """Hand in and grade: the rows of grades.csv by student and assignment.
 
-    Args:
-        work: where; `course` in it keeps what was graded before.
-        cases: the submissions.
-        jobs: how many at a time; "" for the default.
-        kill_after: seconds after which the grader is killed; 0 lets it end.
-
-    Returns:
-        The rows of grades.csv by student and assignment.
+    The grader is killed after so many seconds; 0 lets it end.
     """
     for case in cases:
         path = work / "submissions" / case.student / f"{case.assignment}.ipynb"
@@ -184,15 +146,7 @@ def grade(work: Path, cases: list[Case], jobs: str, kill_after: float = 0) -> di
 
 
 def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
-    """Print what was expected and what came.
-
-    Args:
-        cases: the submissions.
-        rows: of grades.csv.
-
-    Returns:
-        How many are right.
-    """
+    """Print what was expected and what came; how many are right."""
     right = 0
     for case in cases:
         row = rows[case.student, case.assignment]
@@ -209,15 +163,7 @@ def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
 
 
 def told(course: Path, public: Path) -> list[str]:
-    """Lines of hidden tests that stand in some student's feedback, though not in the answers.
-
-    Args:
-        course: where the feedback is.
-        public: the folder of the assignments.
-
-    Returns:
-        File and line of each.
-    """
+    """Lines of hidden tests that stand in some student's feedback, though not in the answers."""
     from tools.grading.canaries import hidden_lines
 
     found = []
@@ -233,11 +179,7 @@ def told(course: Path, public: Path) -> list[str]:
 
 
 def main() -> int:
-    """Grade, compare, and look for harm.
-
-    Returns:
-        The exit code, 1 unless everything is right.
-    """
+    """Grade, compare, and look for harm."""
     parser = argparse.ArgumentParser(prog="make grade-selftest", description=__doc__)
     parser.add_argument("--jobs", default="", help="how many at a time; default: half the cores")
     jobs = parser.parse_args().jobs
@@ -275,17 +217,7 @@ def main() -> int:
 
 
 def kill_test(work: Path, good: list[Case], before: dict, jobs: str) -> list[str]:
-    """Kill a grader in the middle, start it again, and compare.
-
-    Args:
-        work: where the assignments are.
-        good: the honest submissions; those of the small assignment are graded once more.
-        before: the rows that an undisturbed grader wrote.
-        jobs: how many at a time.
-
-    Returns:
-        A sentence for each row that differs.
-    """
+    """Kill a grader in the middle, start it again, and compare: a sentence for each difference."""
     again = work / "killed"
     shutil.copytree(work / "assignments", again / "assignments")
     few = [case for case in good if case.assignment == "99_tiny"]

@@ -40,59 +40,29 @@ class Task:
     cells: tuple[NotebookNode, ...]
 
     def graded(self) -> list[str]:
-        """The grade_ids of its test cells, in order.
-
-        Returns:
-            The names; none for a written question.
-        """
+        """The grade_ids of its test cells, in order."""
         return [grade_id(cell) for cell in self.cells if role(cell) in ("visible", "hidden")]
 
 
 def find(folder: Path = SOURCES) -> list[Path]:
-    """The assignments that there are.
-
-    Args:
-        folder: where to look.
-
-    Returns:
-        Their notebooks, in order.
-    """
+    """The assignments that there are."""
     return sorted(folder.glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb"))
 
 
 def nbgrader(cell: NotebookNode) -> NotebookNode:
-    """What nbgrader knows about a cell.
-
-    Args:
-        cell: a cell.
-
-    Returns:
-        Its metadata; empty for a cell of which nbgrader knows nothing.
-    """
+    """What nbgrader knows about a cell, or nothing."""
     return cell.metadata.get("nbgrader", NotebookNode())
 
 
 def grade_id(cell: NotebookNode) -> str:
-    """The name by which nbgrader knows a cell.
-
-    Args:
-        cell: a cell.
-
-    Returns:
-        The name, or "".
-    """
+    """The name by which nbgrader knows a cell, or ""."""
     return nbgrader(cell).get("grade_id", "")
 
 
 def role(cell: NotebookNode) -> str:
-    """What a cell is for.
+    """What a cell is for: written, text, solution, hidden, visible, demo or given.
 
-    Args:
-        cell: a cell of a source.
-
-    Returns:
-        written, text, solution, hidden, visible, demo, given, or "free" for code that students
-        could change though nobody asks them to.
+    Or "free" for code that students could change though nobody asks them to.
     """
     data = nbgrader(cell)
     if cell.cell_type != "code":
@@ -107,14 +77,7 @@ def role(cell: NotebookNode) -> str:
 
 
 def tasks(nb: NotebookNode) -> list[Task]:
-    """Cut a notebook into its tasks.
-
-    Args:
-        nb: a source.
-
-    Returns:
-        The tasks in order; cells before the first one belong to none.
-    """
+    """Cut a notebook into its tasks; cells before the first one belong to none."""
     cuts = [
         (index, match)
         for index, cell in enumerate(nb.cells)
@@ -128,14 +91,7 @@ def tasks(nb: NotebookNode) -> list[Task]:
 
 
 def answers(path: Path) -> list[Answer]:
-    """Read the answers that test an assignment's graders.
-
-    Args:
-        path: a TOML file.
-
-    Returns:
-        The answers; none if there is no file.
-    """
+    """Read the answers that test an assignment's graders; none if there is no file."""
     if not path.exists():
         return []
     tables = tomllib.loads(path.read_text(encoding="utf-8"))["answer"]
@@ -143,14 +99,7 @@ def answers(path: Path) -> list[Answer]:
 
 
 def blank(nb: NotebookNode) -> NotebookNode:
-    """A source with its solutions removed, as a student gets them.
-
-    Args:
-        nb: a source, which stays as it is.
-
-    Returns:
-        A new notebook, which still has its hidden tests.
-    """
+    """A source without its solutions, but with its hidden tests: a new notebook."""
     from nbgrader.preprocessors import ClearSolutions  # takes a second
 
     return ClearSolutions().preprocess(copy.deepcopy(nb), {})[0]

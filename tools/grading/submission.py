@@ -47,7 +47,7 @@ ATTRIBUTES = {
     *("history_manager", "__bases__", "__mro__", "__setattr__", "__getattribute__"),
 }
 COMPARISONS = {"__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__instancecheck__"}
-PATCHED = {"check", "torch", "math", "Tensor", "nn", "F", "np"}
+PATCHED = {"grading", "torch", "math", "Tensor", "nn", "F", "np"}
 
 
 @dataclasses.dataclass
@@ -60,18 +60,7 @@ class Submission:
 
 
 def discover(folder: Path, assignments: list[str]) -> tuple[list[Submission], list[str]]:
-    """What lies in the folder of submissions.
-
-    Args:
-        folder: one folder per student.
-        assignments: the names that are known.
-
-    Returns:
-        The submissions in order, and a sentence for each thing that is none.
-
-    Raises:
-        Refusal: there is nothing to grade.
-    """
+    """What lies in the folder of submissions: these, and a sentence for each thing that is none."""
     if not folder.is_dir():
         raise Refusal(f"no folder {folder}: {EXPECTED.format(folder='SUBMISSIONS')}")
     found: dict[tuple[str, str], Submission] = {}
@@ -101,17 +90,7 @@ def discover(folder: Path, assignments: list[str]) -> tuple[list[Submission], li
 
 
 def parse(path: Path) -> NotebookNode:
-    """Read a student's notebook.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The notebook; of its cells only what `compose` takes can be trusted.
-
-    Raises:
-        Refusal: it is no notebook.
-    """
+    """Read a student's notebook; only what `compose` takes of its cells can be trusted."""
     if path.stat().st_size > MAX_BYTES:
         raise Refusal(f"the notebook has more than {MAX_BYTES // 10**6} MB")
     try:
@@ -130,15 +109,7 @@ def parse(path: Path) -> NotebookNode:
 
 
 def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode, list[str]]:
-    """Put a student's answers into the released notebook.
-
-    Args:
-        released: as `make assignments` made it.
-        theirs: what was handed in.
-
-    Returns:
-        The notebook to grade, and a sentence for each thing that a person should know.
-    """
+    """Put a student's answers into the released notebook, and say what a person should know."""
     own = {grade_id(cell): cell for cell in released.cells if nbgrader(cell)}
     texts = {cell.source.strip() for cell in released.cells if not nbgrader(cell)}
     places = {cell.id: cell.id for cell in released.cells}
@@ -179,14 +150,7 @@ def _extra(cell: NotebookNode) -> NotebookNode:
 
 
 def suspicious(nb: NotebookNode) -> list[str]:
-    """What in a student's cells no honest solution needs.
-
-    Args:
-        nb: a notebook from `compose`.
-
-    Returns:
-        A sentence for each.
-    """
+    """What in a student's cells no honest solution needs: a sentence for each."""
     notes = []
     for cell in nb.cells:
         if cell.cell_type != "code" or role(cell) not in ("solution", "free"):
@@ -220,10 +184,10 @@ def _words(node: ast.AST) -> list[str]:
         if isinstance(node.ctx, ast.Store | ast.Del) and patched:
             return [f"{ast.unparse(node)} = …"]
         return [f".{node.attr}"] if node.attr in ATTRIBUTES else []
-    if isinstance(node, ast.FunctionDef) and node.name in COMPARISONS | {"check"}:
+    if isinstance(node, ast.FunctionDef) and node.name in COMPARISONS | {"grading"}:
         return [f"def {node.name}"]
-    if isinstance(node, ast.ClassDef) and node.name == "check":
-        return ["class check"]
+    if isinstance(node, ast.ClassDef) and node.name == "grading":
+        return ["class grading"]
     if isinstance(node, ast.ClassDef):
         bases = [ast.unparse(base).split(".")[-1] for base in node.bases]
         return [f"class …({base})" for base in bases if base in ("Tensor", "Parameter", "float")]
