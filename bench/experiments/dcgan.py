@@ -1,4 +1,4 @@
-"""`python -m bench.experiments.dcgan [--seeds 5] [--steps 1400] [--only ARM ...] [--jobs 2] [--out FILE]`.
+"""`python -m bench.experiments.dcgan [--seeds 5] [--steps 1400] [--only ARM ...] [--jobs 2]`.
 
 Chapter 31's DCGAN with one of its rules taken away at a time, all else as it was: the same images,
 the same order of batches, the same noise and, where the layers are still there, the same weights
@@ -44,46 +44,27 @@ Nets = tuple[DCGANGenerator, DCGANDiscriminator]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What all arms share: chapter 31's minute, with half as many rounds.
-
-    Attributes:
-        width: c of both nets.
-        latent: Z.
-        batch: images in one.
-        steps: rounds, in each of which both players move once.
-        lr: Adam's, of both players, that falls along half a cosine to a tenth.
-        decay: of the average of the generator's weights.
-        images: to train on, of the full preset at 16 × 16 pixels.
-        samples: that are judged, against as many fresh images.
-    """
+    """What all arms share: chapter 31's minute, with half as many rounds."""
 
     width: int = 16
     latent: int = 16
     batch: int = 32
-    steps: int = 1400
-    lr: float = 2e-3
-    decay: float = 0.998
-    images: int = 20_000
-    samples: int = 2000
+    steps: int = 1400  # rounds, in each of which both players move once
+    lr: float = 2e-3  # Adam's, of both players; it falls along half a cosine to a tenth
+    decay: float = 0.998  # of the average of the generator's weights
+    images: int = 20_000  # to train on, of the full preset at 16 × 16 pixels
+    samples: int = 2000  # that are judged, against as many fresh images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """How one arm departs from the recipe.
+    """How one arm departs from the recipe."""
 
-    Attributes:
-        words: the departure, for a reader.
-        change: makes other nets out of the recipe's.
-        beta1: Adam's, of both players.
-        generator_loss: per example, on the logits of fakes.
-        together: whether real and fake are one batch in the discriminator's turn.
-    """
-
-    words: str
+    words: str  # the departure, for a reader
     change: Callable[[DCGANGenerator, DCGANDiscriminator], Nets] = lambda G, D: (G, D)
-    beta1: float = 0.5
+    beta1: float = 0.5  # Adam's, of both players
     generator_loss: Callable[[Tensor], Tensor] = adversarial.non_saturating_generator_loss
-    together: bool = False
+    together: bool = False  # real and fake are one batch in the discriminator's turn
 
 
 def _biased(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
@@ -100,61 +81,54 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 def _generator_unnormalised(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
     # The label's vector is the full layer's bias.
-    G.net[1], G.net[4] = nn.Identity(), nn.Identity()
-    _biased(G.net[3])
+    G.norm_1, G.norm_2 = nn.Identity(), nn.Identity()
+    _biased(G.up_1)
     return G, D
 
 
 def _discriminator_unnormalised(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
-    D.net[3] = nn.Identity()
-    _biased(D.net[2])
+    D.norm = nn.Identity()
+    _biased(D.down_2)
     return G, D
 
 
 def _normalised_at_the_ends(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
-    G.net[6] = nn.Sequential(G.net[6], _norm(1))
-    D.net[0] = nn.Sequential(D.net[0], _norm(D.net[0].out_channels))
+    G.up_2 = nn.Sequential(G.up_2, _norm(1))
+    D.down_1 = nn.Sequential(D.down_1, _norm(D.down_1.out_channels))
     return G, D
 
 
 def _upsampled(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
-    for place in (3, 6):
-        old = G.net[place]
+    for name in ("up_1", "up_2"):
+        old = getattr(G, name)
         has_bias = old.bias is not None
         conv = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=has_bias)
         nn.init.normal_(conv.weight, 0.0, 0.02)
         if has_bias:
             nn.init.zeros_(conv.bias)
-        G.net[place] = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+        setattr(G, name, nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv))
     return G, D
 
 
 class Unbounded(DCGANDiscriminator):
-    """A discriminator that takes pixels of any size."""
+    """A discriminator that takes pixels of any size: its parent without the check of them."""
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Judge as its parent does, but for the check of the pixels' range.
-
-        Args:
-            x: images.
-            labels: what they are said to show.
-
-        Returns:
-            (B,) logits.
-        """
-        h = self.net(x)
+        """The logits."""
+        h = self.leak(self.down_1(x))
+        h = self.leak(self.norm(self.down_2(h))).flatten(1)
         return self.read(h)[:, 0] + (h * self.label(labels)).sum(1)
 
 
 def _linear_end(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
-    G.net[7] = nn.Identity()
+    G.tanh = nn.Identity()
     unbounded = Unbounded(D.config)
     unbounded.load_state_dict(D.state_dict())
     return G, unbounded
 
 
 def _strict(G: DCGANGenerator, D: DCGANDiscriminator) -> Nets:
-    D.net[1], D.net[4] = nn.ReLU(), nn.ReLU()
+    D.leak = nn.ReLU()
     return G, D
 
 
@@ -199,16 +173,7 @@ def _data(seed: int, images: int, samples: int) -> tuple[Tensor, Tensor, Tensor,
 
 
 def new_pair(arm: Arm, recipe: Recipe, seed: int) -> Nets:
-    """Nets as an arm has them.
-
-    Args:
-        arm: what it changes.
-        recipe: the sizes.
-        seed: of the weights; with it all arms start alike, as far as they can.
-
-    Returns:
-        Generator and discriminator.
-    """
+    """Generator and discriminator; with one seed all arms start alike, as far as they can."""
     devices.seed_everything(seed)
     config = DCGANConfig(size=16, latent=recipe.latent, width=recipe.width)
     return arm.change(DCGANGenerator(config), DCGANDiscriminator(config))
@@ -217,19 +182,7 @@ def new_pair(arm: Arm, recipe: Recipe, seed: int) -> Nets:
 def players(
     arm: Arm, recipe: Recipe, nets: Nets, images: Tensor, labels: Tensor, draws: torch.Generator
 ) -> dict[str, train.Player]:
-    """The two sides of an arm's game.
-
-    Args:
-        arm: what it changes.
-        recipe: the rest.
-        nets: of `new_pair`.
-        images: to learn from, in [−1, 1].
-        labels: what they show.
-        draws: for the order of the images, at once, and for the noise.
-
-    Returns:
-        What `train.alternating` takes.
-    """
+    """The two sides of an arm's game; the images, in [−1, 1], are put in order at once."""
     G, D = nets
     per_epoch = len(images) // recipe.batch
     epochs = -(-recipe.steps // per_epoch)
@@ -263,16 +216,7 @@ def players(
 
 @torch.no_grad()
 def judged(models: dict[str, nn.Module], recipe: Recipe, seed: int) -> dict:
-    """What the judge says of generators' samples, and of real images.
-
-    Args:
-        models: by name the generators, each given the same noise.
-        recipe: the number of samples.
-        seed: of the fresh images and of the noise.
-
-    Returns:
-        By name, and for "real", what a row holds.
-    """
+    """What the judge says of each model's samples, of the same noise, and of real images."""
     *_, fresh, fresh_labels = _data(seed, recipe.images, recipe.samples)
     draws, asked = torch.Generator().manual_seed(seed + 1), torch.arange(recipe.samples) % 10
     noise = torch.randn(recipe.samples, recipe.latent, generator=draws)
@@ -294,16 +238,7 @@ def judged(models: dict[str, nn.Module], recipe: Recipe, seed: int) -> dict:
 
 
 def play(name: str, recipe: Recipe, seed: int) -> dict:
-    """One training of one arm, judged.
-
-    Args:
-        name: the arm's, in ARMS.
-        recipe: all else.
-        seed: of data, weights, order and noise.
-
-    Returns:
-        A row of the result, with the mean losses of the last 200 rounds.
-    """
+    """One training of one arm, judged: a row, with the mean losses of the last 200 rounds."""
     arm, start = ARMS[name], time.perf_counter()
     nets = new_pair(arm, recipe, seed)
     images, labels, *_ = _data(seed, recipe.images, recipe.samples)
@@ -321,17 +256,7 @@ def play(name: str, recipe: Recipe, seed: int) -> dict:
 
 
 def compare(names: list[str], recipe: Recipe, seeds: int, jobs: int) -> Iterator[dict]:
-    """Train all arms, seed by seed.
-
-    Args:
-        names: of arms.
-        recipe: what they share.
-        seeds: how many.
-        jobs: trainings side by side, each a process of its own with one thread.
-
-    Yields:
-        A row of the result, as soon as it is there.
-    """
+    """Train all arms, seed by seed, `jobs` side by side, each in a process with one thread."""
     tasks = [(name, recipe, seed) for seed in range(seeds) for name in names]
     # A forked child may hang in a thread pool that its parent had begun to use.
     with multiprocessing.get_context("spawn").Pool(jobs, _begin) as pool:
@@ -348,14 +273,7 @@ def _play(task: tuple[str, Recipe, int]) -> dict:
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """The result for the screen.
-
-    Args:
-        rows: of `compare`.
-
-    Returns:
-        A line for each arm: of each measure the mean over the seeds and, behind it, the worst.
-    """
+    """A line for each arm: of each measure the mean over the seeds and, behind it, the worst."""
     found = {arm: ("averaged", [row for row in rows if row["arm"] == arm]) for arm in ARMS}
     found["its last G"] = "played", found[WHOLE][1]
     heads = ("rec/real", "rarest", "label", "variance", "Fréchet")
@@ -418,11 +336,7 @@ def _head(arguments: argparse.Namespace, recipe: Recipe) -> dict:
 
 
 def main() -> int:
-    """Compare as the command line asks for.
-
-    Returns:
-        The exit code, 0: a rule that is worth nothing is a result, not an error.
-    """
+    """Compare as asked, and return 0: a rule that is worth nothing is a result, not an error."""
     arguments = _arguments(sys.argv[1:])
     devices.limit_threads(1)
     recipe = replace(Recipe(), steps=arguments.steps)

@@ -1,7 +1,7 @@
 """`python -m bench.experiments.judge`: train the judges of digit images, and write their weights.
 
-    OMP_NUM_THREADS=2 python -m bench.experiments.judge            # both sizes with seed 0; about two minutes
-    python -m bench.experiments.judge --size 28 --seed 3 --dry     # one trial that writes nothing
+    OMP_NUM_THREADS=2 python -m bench.experiments.judge         # both sizes, seed 0; two minutes
+    python -m bench.experiments.judge --size 28 --seed 3 --dry  # one trial that writes nothing
 
 Digits come from the faces to train on, half of each batch; a few of them are slightly blurred,
 noisy, faint or black and white, as the best samples of a model may be. The other half is junk:
@@ -31,15 +31,7 @@ LETTERS = "ACEFHKLMNPRTUVWXYadefhjkmnprtuvwxy"
 
 
 def fit(size: int, seed: int) -> Judge:
-    """Train one judge.
-
-    Args:
-        size: of the images.
-        seed: of weights and batches.
-
-    Returns:
-        The judge, set to evaluate.
-    """
+    """Train one judge, and set it to evaluate; the seed is of weights and batches."""
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
     widths = (32, 64) if size <= 16 else (24, 48, 64)
@@ -65,9 +57,7 @@ def fit(size: int, seed: int) -> Judge:
 def fix_unit(judge: Judge, draw: torch.Generator) -> None:
     """Scale the features so that their variances over fresh digits sum to their number.
 
-    Args:
-        judge: its verdicts stay what they are.
-        draw: randomness.
+    The judge's verdicts stay what they are.
     """
     features, _ = judge.assess(glyphs(20_000, draw, size=judge.config.size).images)
     scale = (features.shape[1] / features.var(0).sum()).sqrt()
@@ -77,15 +67,7 @@ def fix_unit(judge: Judge, draw: torch.Generator) -> None:
 
 
 def as_samples_may_be(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Digits as they are, or slightly bent, and blurred, noisy and faint, or black and white.
-
-    Args:
-        images: digits.
-        draw: randomness.
-
-    Returns:
-        Images that still count as digits.
-    """
+    """Digits as they are, or slightly bent, and blurred, noisy and faint, or black and white."""
     size, which = images.shape[-1], torch.rand(len(images), generator=draw)[:, None, None, None]
     bent_or_not = torch.rand(len(images), 1, 1, 1, generator=draw) < 0.5
     images = torch.where(bent_or_not, bend(images, 0.06, draw), images)
@@ -96,16 +78,7 @@ def as_samples_may_be(images: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def junk(count: int, size: int, draw: torch.Generator) -> Tensor:
-    """Images that are no digits, of every kind equally many.
-
-    Args:
-        count: how many.
-        size: side in pixels.
-        draw: randomness.
-
-    Returns:
-        (count, 1, size, size) grey values in [0, 1].
-    """
+    """Images that are no digits, of every kind equally many: (count, 1, size, size) in [0, 1]."""
     share = -(-count // len(KINDS))
     images = torch.cat([kind(share, size, draw) for kind in KINDS.values()])
     images = images[torch.randperm(len(images), generator=draw)[:count]].clamp(0, 1)
@@ -221,16 +194,7 @@ KINDS = {
 
 
 def different(count: int, size: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pairs of digits of different classes.
-
-    Args:
-        count: how many pairs.
-        size: side in pixels.
-        draw: randomness.
-
-    Returns:
-        The images of the first and of the second ones.
-    """
+    """Pairs of digits of different classes: the images of the first and of the second ones."""
     data = glyphs(4 * count, draw, size=size)
     one, other = data.labels.split(2 * count)
     apart = (one != other).nonzero()[:, 0]
@@ -239,32 +203,14 @@ def different(count: int, size: int, draw: torch.Generator) -> tuple[Tensor, Ten
 
 
 def moved(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Images moved by a seventh of their side along both axes, all the same way.
-
-    Args:
-        images: (B, 1, Y, X).
-        draw: randomness.
-
-    Returns:
-        The moved images.
-    """
+    """Images moved by a seventh of their side along both axes, all the same way."""
     reach = images.shape[-1] // 7
     signs = 2 * torch.randint(2, (2,), generator=draw) - 1
     return images.roll((reach * signs).tolist(), (2, 3))
 
 
 def half_plane(count: int, size: int, draw: torch.Generator, reach: float) -> Tensor:
-    """True on one side of a random line that passes near the middle.
-
-    Args:
-        count: how many.
-        size: side in pixels.
-        draw: randomness.
-        reach: greatest distance of the line from the middle, in sides.
-
-    Returns:
-        (count, 1, size, size) booleans.
-    """
+    """True on one side of a random line that passes the middle within `reach` sides."""
     ticks = (torch.arange(size) + 0.5) / size - 0.5
     angle = 2 * torch.pi * torch.rand(count, 1, 1, 1, generator=draw)
     offset = reach * (2 * torch.rand(count, 1, 1, 1, generator=draw) - 1)
@@ -272,16 +218,7 @@ def half_plane(count: int, size: int, draw: torch.Generator, reach: float) -> Te
 
 
 def bend(images: Tensor, strength: Tensor | float, draw: torch.Generator) -> Tensor:
-    """A smooth random displacement.
-
-    Args:
-        images: (B, 1, Y, X).
-        strength: standard deviation of the displacement, in half sides.
-        draw: randomness.
-
-    Returns:
-        The bent images.
-    """
+    """A smooth random displacement, whose standard deviation is the strength, in half sides."""
     field = torch.randn(len(images), 2, 5, 5, generator=draw)
     field = F.interpolate(field, size=images.shape[2:], mode="bicubic", align_corners=False)
     grid = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), list(images.shape), False)
@@ -290,15 +227,7 @@ def bend(images: Tensor, strength: Tensor | float, draw: torch.Generator) -> Ten
 
 
 def measure(judge: Judge, count: int = 4000) -> list[str]:
-    """Share of images called a digit with p > 0.9, and share of right labels.
-
-    Args:
-        judge: which.
-        count: images of each sort.
-
-    Returns:
-        Lines to print.
-    """
+    """Lines to print: share of images called a digit with p > 0.9, and share of right labels."""
     draw, size, lines = torch.Generator().manual_seed(10_000), judge.config.size, []
     for preset in ("full", "easy"):
         for split in ("train", "held_out"):
@@ -314,11 +243,7 @@ def measure(judge: Judge, count: int = 4000) -> list[str]:
 
 
 def main() -> int:
-    """Train and measure, and write the weights unless told not to.
-
-    Returns:
-        The exit code.
-    """
+    """Train and measure, and write the weights unless told not to."""
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.judge", description=__doc__)
     parser.add_argument("--size", type=int, choices=SIZES, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -335,14 +260,7 @@ def main() -> int:
 
 
 def save(judge: Judge) -> str:
-    """Write a judge's weights into the package, matrices in half precision.
-
-    Args:
-        judge: which.
-
-    Returns:
-        A line that says where, and how many bytes.
-    """
+    """Write a judge's weights into the package, matrices in half precision; say how many bytes."""
     weights = {k: v.half() if v.ndim > 1 else v for k, v in judge.state_dict().items()}
     path = WEIGHTS / f"judge_{judge.config.size}.safetensors"
     checkpoint.save(path, {"config": vars(judge.config), "weights": weights})

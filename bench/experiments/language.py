@@ -1,4 +1,4 @@
-"""`python -m bench.experiments.language [--seeds 5] [--seconds 45] [--only code prose] [--out FILE] [--quick]`.
+"""`python -m bench.experiments.language [--seeds 5] [--seconds 45] [--only code prose]`.
 
 Three networks learn the same text for the same CPU time and are scored on the same held-out text:
 the course's GPT, the recipe that nanoGPT's README gives for CPUs, and a GRU. Beside them stand
@@ -48,39 +48,23 @@ _GROWING = ((0.25, 32, 60), (0.5, 64, 30), (0.75, 128, 15), (1.0, 256, 7))
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that makes one arm; the defaults are those of the course's GPT.
+    """All that makes one arm; the defaults are those of the course's GPT."""
 
-    Attributes:
-        network: "GPT" or "GRU".
-        tokens: "characters", or "byte pairs" (2048 of them).
-        width: C.
-        num_layers: blocks (of 4 heads), or recurrent layers.
-        positions: of a GPT.
-        activation: of a GPT.
-        phases: what is trained on until which share of the time: (share, T, B), the last share 1.
-        scored: T of the windows that are scored.
-        muon_lr: of the matrices inside the blocks; None where AdamW has them too.
-        adamw_lr: of all else.
-        betas: of AdamW where it is alone.
-        weight_decay: of AdamW where it is alone, for matrices.
-        warmup: steps until the full learning rate.
-        end: the share of the learning rate that it falls to, along a cosine over the time.
-    """
-
-    network: str = "GPT"
-    tokens: str = "characters"
+    network: str = "GPT"  # or "GRU"
+    tokens: str = "characters"  # or "byte pairs" (2048 of them)
     width: int = 96
-    num_layers: int = 3
+    num_layers: int = 3  # blocks (of 4 heads), or recurrent layers
     positions: str = "rotary"
     activation: str = "gelu"
+    # What is trained on until which share of the time: (share, T, B), the last share 1.
     phases: tuple[tuple[float, int, int], ...] = _GROWING
-    scored: int = 128
-    muon_lr: float | None = 0.02
-    adamw_lr: float = 0.012
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    warmup: int = 40
-    end: float = 0.0
+    scored: int = 128  # T of the windows that are scored
+    muon_lr: float | None = 0.02  # of the matrices inside the blocks; None: AdamW has them too
+    adamw_lr: float = 0.012  # of all else
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW where it is alone
+    weight_decay: float = 0.0  # of AdamW where it is alone, for matrices
+    warmup: int = 40  # steps until the full learning rate
+    end: float = 0.0  # the share of it that it falls to, along a cosine over the time
 
 
 # The sizes of nanoGPT's README for CPUs, the rest of its configuration for characters; it reads
@@ -114,27 +98,12 @@ class GRU(nn.Module):
         self.head_weight = nn.Parameter(nn.Linear(width, vocab_size).weight.detach())
 
     def features(self, tokens: Tensor) -> Tensor:
-        """What the read-out reads.
-
-        Args:
-            tokens: (B, T).
-
-        Returns:
-            (B, T, C).
-        """
+        """What the read-out reads: (B, T, C) of (B, T)."""
         return self.layers(self.embedding(tokens))[0]
 
 
 def load(name: str, quick: bool) -> corpora.Corpus:
-    """Read a corpus.
-
-    Args:
-        name: "prose" or "code".
-        quick: only its beginning.
-
-    Returns:
-        The corpus.
-    """
+    """The corpus "prose" or "code"; if quick, only its beginning."""
     corpus = getattr(corpora, name)()
     if not quick:
         return corpus
@@ -143,15 +112,7 @@ def load(name: str, quick: bool) -> corpora.Corpus:
 
 
 def encoded(corpus: corpora.Corpus, tokens: str) -> tuple[int, Tensor, Tensor]:
-    """A corpus as numbers.
-
-    Args:
-        corpus: any.
-        tokens: "characters" or "byte pairs".
-
-    Returns:
-        V, the tokens to learn from, and those held out.
-    """
+    """A corpus as "characters" or "byte pairs": V, the tokens to learn from, and those held out."""
     if tokens == "characters":
         tokenizer = CharacterTokenizer(corpus.alphabet)
     else:
@@ -161,15 +122,7 @@ def encoded(corpus: corpora.Corpus, tokens: str) -> tuple[int, Tensor, Tensor]:
 
 
 def new_arm(recipe: Recipe, vocab_size: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network with weights from torch's global generator, and what trains it.
-
-    Args:
-        recipe: its sizes and rates.
-        vocab_size: V.
-
-    Returns:
-        Both.
-    """
+    """A network with weights from torch's global generator, and what trains it."""
     sizes = {"vocab_size": vocab_size, "width": recipe.width, "num_layers": recipe.num_layers}
     if recipe.network == "GRU":
         model = GRU(**sizes)
@@ -190,17 +143,9 @@ def new_arm(recipe: Recipe, vocab_size: int) -> tuple[nn.Module, torch.optim.Opt
 def training(
     recipe: Recipe, vocab_size: int, tokens: Tensor, *, seed: int, used: Callable[[], float]
 ) -> tuple[nn.Module, Iterator[train.Step]]:
-    """An arm that is about to learn.
+    """An arm that is about to learn: the network, and the loop that trains it.
 
-    Args:
-        recipe: its settings.
-        vocab_size: V.
-        tokens: to learn from, (N,).
-        seed: of weights and batches.
-        used: tells the share of the budget that is used up; from 1 on there are no more steps.
-
-    Returns:
-        The network, and the loop that trains it.
+    `used` tells the share of the budget that is used up; from 1 on there are no more steps.
     """
     draws = devices.seed_everything(seed)
     model, optimizer = new_arm(recipe, vocab_size)
@@ -234,15 +179,6 @@ def nats(model: nn.Module, tokens: Tensor, length: int, vocab_size: int) -> floa
     Windows of T tokens overlap by half. Of the first one every token counts, of the others the
     second half, so that nearly all have T/2 tokens or more before them. The very first token has
     none and is charged as one of V.
-
-    Args:
-        model: with `features` and `head_weight`.
-        tokens: (N,).
-        length: T, even.
-        vocab_size: V.
-
-    Returns:
-        In nats.
     """
     half, total = length // 2, math.log(vocab_size)
     for start in range(0, len(tokens) - 1, half):
@@ -260,15 +196,7 @@ def _timed(work: Callable[[], object]) -> dict:
 
 
 def count_and_score(order: int, corpus: corpora.Corpus) -> dict:
-    """Fit and score an n-gram model.
-
-    Args:
-        order: n.
-        corpus: to count in, and to be scored on.
-
-    Returns:
-        What it took, and the bits.
-    """
+    """Fit and score an n-gram model: what it took, and the bits."""
     model = NGram(order)
     took = _timed(lambda: model.fit(corpus.train, alphabet=corpus.alphabet))
     bits = model.bits_per_character(corpus.held_out)
@@ -278,17 +206,9 @@ def count_and_score(order: int, corpus: corpora.Corpus) -> dict:
 def train_and_score(
     recipe: Recipe, numbers: tuple, characters: int, *, seed: int, budget: float
 ) -> dict:
-    """Train one arm once for a CPU time, then score it.
+    """Train one arm for a budget of CPU seconds, then score it: what it took, and the bits.
 
-    Args:
-        recipe: its settings.
-        numbers: of `encoded`.
-        characters: of the held-out text.
-        seed: of weights and batches.
-        budget: CPU seconds.
-
-    Returns:
-        What it took, and the bits.
+    The numbers are those of `encoded`; the characters are counted in the held-out text.
     """
     vocab_size, tokens, held_out = numbers
     start = time.process_time()
@@ -307,13 +227,7 @@ def train_and_score(
 def compare(texts: dict[str, corpora.Corpus], seeds: int, budget: float) -> Iterator[dict]:
     """Run all arms: first those that count, then seed by seed those that learn.
 
-    Args:
-        texts: the corpora by their names in RECIPES.
-        seeds: how many.
-        budget: CPU seconds of each training.
-
-    Yields:
-        A row of the result, as soon as it is there.
+    The texts go by their names in RECIPES; each training has a budget of CPU seconds.
     """
     for name, corpus in texts.items():
         for order in ORDERS:
@@ -330,14 +244,7 @@ def compare(texts: dict[str, corpora.Corpus], seeds: int, budget: float) -> Iter
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """The table of one corpus: mean and worst seed of each arm's bits, and of what the GPT saves.
-
-    Args:
-        rows: of that corpus.
-
-    Returns:
-        Lines for the screen.
-    """
+    """The table of one corpus: mean and worst of each arm's bits, and of what the GPT saves."""
     bits: dict[str, dict] = {}
     for row in rows:
         bits.setdefault(row["arm"], {})[row["seed"]] = row["bits_per_character"]
@@ -383,8 +290,9 @@ def _arguments(line: list[str]) -> argparse.Namespace:
 
 
 def _head(arguments: argparse.Namespace, texts: dict[str, corpora.Corpus]) -> dict:
-    words = f"python -m bench.experiments.language --seeds {arguments.seeds} --seconds {arguments.seconds:g}"
-    words += f" --only {' '.join(texts)}" + " --quick" * arguments.quick
+    words = f"python -m bench.experiments.language --seeds {arguments.seeds}"
+    words += f" --seconds {arguments.seconds:g} --only {' '.join(texts)}"
+    words += " --quick" * arguments.quick
     return {
         "date": datetime.date.today().isoformat(),
         **report.setting(torch.device("cpu"), arguments.quick),
@@ -400,11 +308,7 @@ def _head(arguments: argparse.Namespace, texts: dict[str, corpora.Corpus]) -> di
 
 
 def main() -> int:
-    """Compare as the command line asks for.
-
-    Returns:
-        The exit code, 0: who is ahead is a result, not an error.
-    """
+    """Compare as asked, and return 0: who is ahead is a result, not an error."""
     arguments = _arguments(sys.argv[1:])
     devices.limit_threads()
     texts = {name: load(name, arguments.quick) for name in arguments.only}

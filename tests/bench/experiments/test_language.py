@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 
@@ -44,7 +44,8 @@ ARMS = ["GPT", "nanoGPT", "GRU"]
 def check(content):
     """A result has the form that readers rely on, and every row that its head promises."""
     fits(content, HEAD)
-    assert content["command"].startswith("python -m bench.experiments.language --seeds ")
+    # The oldest were made when the file stood one folder higher.
+    assert re.match(r"python -m bench\.(experiments\.)?language --seeds ", content["command"])
     assert content["recipes"].keys() == content["texts"].keys()
     for row in content["rows"]:
         fits(row, ROW)
@@ -285,8 +286,8 @@ def test_orders_that_do_not_fit_into_64_bits_are_left_out(monkeypatch):
 
 @pytest.mark.parametrize("tokens", ["characters", "byte pairs"])
 def test_bits_are_per_character_whatever_the_tokens(monkeypatch, tokens):
-    text = tuple(f"item {i} of {i**3} items" for i in range(4000))
-    corpus = Corpus(name="items", train_items=text[:3950], held_out_items=text[3950:])
+    text = tuple(f"item {i} of {i**3} items" for i in range(1000))
+    corpus = Corpus(name="items", train_items=text[:980], held_out_items=text[980:])
     recipe = replace(TINY["GPT"], tokens=tokens, phases=((0.25, 4, 4), (1.0, 8, 2)))
     whole = language.training
     monkeypatch.setattr(
@@ -432,8 +433,9 @@ def test_a_setting_out_of_range_is_refused(bench, words, message):
     assert not bench.folder.exists()
 
 
-def test_an_unknown_corpus_is_one_line_and_no_traceback():
-    line = [sys.executable, "-m", "bench.experiments.language", "--only", "poems"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "no corpus 'poems' to learn; there are prose, code\n"
+def test_an_unknown_corpus_is_one_line_and_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.experiments.language", "--only", "poems"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(language.__file__, run_name="__main__")
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "no corpus 'poems' to learn; there are prose, code\n"
