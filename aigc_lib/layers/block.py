@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from aigc_lib.layers.attention import MultiHeadAttention, Projected
+from aigc_lib.layers.attention import Mask, Memory, MultiHeadAttention, Projected, Stream
 from aigc_lib.layers.kv_cache import KVCache, LayerCache
 from aigc_lib.layers.mlp import MLP
+from aigc_lib.layers.positions import RotaryRows
 
 
 class Block(nn.Module):
@@ -18,16 +18,10 @@ class Block(nn.Module):
 
     the middle one only with `cross`. This is the pre-norm form: the stream itself is never
     normalised, so that gradients reach every layer undamped and training needs no long warm-up.
+    `norm` makes one normalisation a call; `dropout` zeroes that share of each answer in training.
 
     Source: Xiong et al. 2020, figure 1b and table 1, of Vaswani et al. 2017, section 3.1.
     Derived: 12_transformer eq-blocks
-
-    Args:
-        attention: self-attention, causal in a decoder.
-        mlp: what each token works out on its own.
-        norm: makes one normalisation; called once for each sublayer.
-        cross: attention to a memory, None without.
-        dropout: share of each sublayer's answer that is zeroed in training.
     """
 
     def __init__(
@@ -47,26 +41,17 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B T C"],
-        memory: Float[Tensor, "B M C"] | Projected | None = None,
+        x: Stream,
+        memory: Memory = None,
         *,
-        mask: Bool[Tensor, "..."] | None = None,
-        memory_mask: Bool[Tensor, "..."] | None = None,
-        rotary: Float[Tensor, "T half 2"] | None = None,
+        mask: Mask = None,
+        memory_mask: Mask = None,
+        rotary: RotaryRows | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "B T C"]:
-        """Run the block.
+    ) -> Stream:
+        """The stream with all answers added; `mask`, `rotary` and `cache` are for self-attention.
 
-        Args:
-            x: the residual stream.
-            memory: what `cross` looks at, or its keys and values as `cross.project` gave them.
-            mask: True where a token may attend in x.
-            memory_mask: True where a token may attend in the memory.
-            rotary: rotary positions of the tokens, None without.
-            cache: this layer's earlier keys and values.
-
-        Returns:
-            The stream with the answers added.
+        `memory` and `memory_mask` are what `cross` looks at and where it may.
         """
         x = self._attend(x, mask, rotary, cache)
         if self.cross is not None:
@@ -74,22 +59,9 @@ class Block(nn.Module):
         return self._add(x, self.mlp(self.mlp_norm(x)))
 
     def cross_weights(
-        self,
-        x: Float[Tensor, "B T C"],
-        memory: Float[Tensor, "B M C"] | Projected,
-        *,
-        memory_mask: Bool[Tensor, "..."] | None = None,
+        self, x: Stream, memory: Memory, *, memory_mask: Mask = None
     ) -> Float[Tensor, "B H T M"]:
-        """How much each token of this block looks at each token of the memory.
-
-        Args:
-            x: as in `forward`, like the next two.
-            memory: what is looked at.
-            memory_mask: True where a token may attend.
-
-        Returns:
-            (B, H, T, M) weights.
-        """
+        """How much each token of this block looks at each token of the memory."""
         x = self._attend(x, None, None, None)
         return self.cross.weights(self.cross_norm(x), memory, mask=memory_mask)
 
@@ -102,9 +74,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Blocks one after the other; in a decoder they share one cache.
-
-    x^l = Block_l(x^{l−1}).
+    """Blocks one after the other: x^l = Block_l(x^{l−1}); in a decoder they share one cache.
 
     Source: Vaswani et al. 2017, section 3.1.
     Derived: 12_transformer eq-blocks
@@ -112,28 +82,18 @@ class Stack(nn.ModuleList):
 
     def forward(
         self,
-        x: Float[Tensor, "B T C"],
-        memory: Float[Tensor, "B M C"] | list[Projected] | None = None,
+        x: Stream,
+        memory: Memory | list[Projected] = None,
         *,
-        mask: Bool[Tensor, "..."] | None = None,
-        memory_mask: Bool[Tensor, "..."] | None = None,
-        rotary: Float[Tensor, "T half 2"] | None = None,
+        mask: Mask = None,
+        memory_mask: Mask = None,
+        rotary: RotaryRows | None = None,
         cache: KVCache | None = None,
         positions: Int[Tensor, " T"] | None = None,
-    ) -> Float[Tensor, "B T C"]:
-        """Run all blocks.
+    ) -> Stream:
+        """The stream after the last block; a cache needs `positions`, and is filled and advanced.
 
-        Args:
-            x: as in `Block`, like `mask`, `memory_mask` and `rotary`.
-            memory: what every block looks at, or each one's own keys and values.
-            mask: True where a token may attend in x.
-            memory_mask: True where a token may attend in the memory.
-            rotary: rotary positions of the tokens.
-            cache: of the tokens before x; it is filled and advanced.
-            positions: of the tokens, as the cache gave them; needed with a cache.
-
-        Returns:
-            The stream after the last block.
+        `memory` is one for all blocks, or each one's own keys and values.
         """
         parts = [None] * len(self) if cache is None else cache.layers(positions)
         memories = memory if isinstance(memory, list) else [memory] * len(self)
@@ -142,42 +102,3 @@ class Stack(nn.ModuleList):
         if cache is not None:
             cache.advance(x.shape[1])
         return x
-
-    def new_cache(
-        self,
-        batch: int,
-        context: int,
-        *,
-        length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """An empty cache for the self-attention of these blocks.
-
-        Args:
-            batch: B.
-            context: most tokens that the model can take.
-            length: most tokens that the cache shall hold; None means the context.
-            dtype: of keys and values; None means that of the weights.
-            device: None means that of the weights.
-
-        Returns:
-            The cache.
-
-        Raises:
-            ValueError: the length is not in 1 … context, or the batch is empty.
-        """
-        length = context if length is None else length
-        if not 1 <= length <= context:
-            raise ValueError(f"expected a length from 1 to {context}, got {length}")
-        attention = self[0].attention
-        weight = attention.key.weight
-        return KVCache(
-            len(self),
-            batch,
-            attention.num_heads,
-            length,
-            attention.width // attention.num_heads,
-            dtype=weight.dtype if dtype is None else dtype,
-            device=weight.device if device is None else device,
-        )

@@ -1,66 +1,32 @@
 """Token embeddings: the way from whole numbers into the residual stream."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aigc_lib import expect
+
 
 class TokenEmbedding(nn.Embedding):
-    """One learned vector for each token of a vocabulary, and one place that refuses bad tokens.
-
-    x_t = E[token_t].
+    """One learned vector for each token, and one place that refuses bad tokens: x_t = E[token_t].
 
     Source: Bengio et al. 2003, section 2, the matrix C there.
     Derived: —
-
-    Args:
-        vocab_size: V, number of tokens.
-        width: C, of each vector.
-        context: most tokens in a row.
-
-    Raises:
-        ValueError: a size is below 1.
     """
 
     def __init__(self, vocab_size: int, width: int, context: int):
-        if min(vocab_size, width, context) < 1:
-            raise ValueError(
-                f"expected vocab_size, width and context >= 1, got {vocab_size}, {width}, {context}"
-            )
+        expect.at_least(1, vocab_size=vocab_size, width=width, context=context)
         super().__init__(vocab_size, width)
         self.context = context
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        """Look the tokens up.
-
-        Args:
-            tokens: from 0 to V − 1; T from 1 to the context.
-
-        Returns:
-            (B, T, C).
-
-        Raises:
-            ValueError: the tokens are of another kind, too many, or outside the vocabulary; the
-                last is seen on the CPU alone, on a GPU the question would stop the queue.
-        """
-        if (
-            tokens.ndim != 2
-            or tokens.shape[1] < 1
-            or tokens.dtype not in (torch.int64, torch.int32)
-        ):
-            raise ValueError(
-                "expected whole-number tokens of shape (batch, tokens >= 1), got "
-                f"{tokens.dtype} {tuple(tokens.shape)}"
-            )
-        if tokens.shape[1] > self.context:
-            raise ValueError(
-                f"expected at most {self.context} tokens, the context, got {tokens.shape[1]}"
-            )
+        """Tokens from 0 to V − 1 (looked at on the CPU alone), 1 ≤ T ≤ context of them in a row."""
+        expect.shaped((None, None), tokens=tokens)
+        expect.whole(tokens=tokens)
+        length = tokens.shape[1]
+        expect.that(1 <= length <= self.context, f"1 to {self.context} tokens in a row", length)
         try:
             return super().forward(tokens)
         except IndexError:
-            low, high = (x.item() for x in tokens.aminmax())
-            raise ValueError(
-                f"expected tokens from 0 to {self.num_embeddings - 1}, "
-                f"got {low if low < 0 else high}"
-            ) from None
+            # Only now: a look at every token before each call costs more than the call.
+            expect.values_in(0, self.num_embeddings - 1, tokens=tokens)
+            raise

@@ -1,33 +1,30 @@
-"""Positions: a code for "where" that turns a shift into a rotation, added or multiplied in."""
+"""Positions: a code for "where" that turns a shift into a rotation, added or multiplied in.
+
+Positions t are whole or fractional, negative ones too; a code has their dtype if it is a floating
+one, else torch's default one. Widths are even. The slowest pair has a wavelength just under 2π·base
+positions. ValueError for other widths, and for base ≤ 0.
+"""
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from aigc_lib import expect
 
-def sinusoidal(
-    positions: Num[Tensor, " T"], width: int, *, base: float = 10_000
-) -> Float[Tensor, "T C"]:
-    """Write each position as the hands of C/2 clocks that run at different speeds.
+Positions = Num[Tensor, " T"]
+RotaryRows = Float[Tensor, "T half 2"]
+Heads = Float[Tensor, "... T K"]
 
-    p_{t,2i} = sin(ω_i t),   p_{t,2i+1} = cos(ω_i t),   ω_i = base^{−2i/C} radians per position.
+
+def sinusoidal(positions: Positions, width: int, *, base: float = 10_000) -> Float[Tensor, "T C"]:
+    """p_{t,2i} = sin(ω_i t),   p_{t,2i+1} = cos(ω_i t),   ω_i = base^{−2i/C} radians per position.
+
+    Each position is written as the hands of C/2 clocks that run at different speeds.
 
     Source: Vaswani et al. 2017, section 3.5; pos there is t here, d_model is C.
     Derived: 11_attention eq-sinusoid
-
-    Args:
-        positions: t, whole or fractional, negative ones too.
-        width: C, even.
-        base: the slowest hand has wavelength just under 2π·base.
-
-    Returns:
-        (T, C) in the positions' dtype if that is a floating one, else in torch's default one.
-
-    Raises:
-        ValueError: the positions are not a vector, the width is odd or below 2, or base ≤ 0.
     """
-    if positions.ndim != 1:
-        raise ValueError(f"expected positions of shape (T,), got {tuple(positions.shape)}")
+    expect.shaped((None,), positions=positions)
     if not positions.is_floating_point():
         positions = positions.to(torch.get_default_dtype())
     angles = positions[:, None] * _speeds(width, base).to(positions)  #    T C/2
@@ -35,23 +32,13 @@ def sinusoidal(
 
 
 def shift_matrix(offset: float, width: int, *, base: float = 10_000) -> Float[Tensor, "C C"]:
-    """The rotation that moves every sinusoidal position by the same offset: p_{t+δ} = R_δ p_t.
+    """p_{t+δ} = R_δ p_t: the rotation that moves every sinusoidal position by the same offset δ.
 
-    R_δ is block diagonal; block i is [[cos ω_i δ, sin ω_i δ], [−sin ω_i δ, cos ω_i δ]].
+    R_δ is block diagonal; block i is [[cos ω_i δ, sin ω_i δ], [−sin ω_i δ, cos ω_i δ]]. It is
+    float64, for the caller to round.
 
     Source: Vaswani et al. 2017, section 3.5, which claims a linear map without writing it down.
     Derived: 11_attention eq-shift
-
-    Args:
-        offset: δ, in positions; negative looks back.
-        width: C, even, as in `sinusoidal`.
-        base: as in `sinusoidal`.
-
-    Returns:
-        (C, C), orthogonal, float64 for the caller to round.
-
-    Raises:
-        ValueError: the width is odd or below 2, or base ≤ 0.
     """
     angles = offset * _speeds(width, base)
     sin, cos = angles.sin(), angles.cos()
@@ -59,59 +46,30 @@ def shift_matrix(offset: float, width: int, *, base: float = 10_000) -> Float[Te
     return torch.block_diag(*blocks)
 
 
-def rotary_table(
-    positions: Num[Tensor, " T"], width: int, *, base: float = 10_000
-) -> Float[Tensor, "T half 2"]:
-    """The angles by which rotary positions turn queries and keys, as cosines and sines.
+def rotary_table(positions: Positions, width: int, *, base: float = 10_000) -> RotaryRows:
+    """table_{t,i} = (cos θ_i t, sin θ_i t),   θ_i = base^{−2i/K} radians per position, 0 ≤ i < K/2.
 
-    table_{t,i} = (cos θ_i t, sin θ_i t),   θ_i = base^{−2i/K} radians per position, 0 ≤ i < K/2.
+    These are the angles by which rotary positions turn queries and keys; K is a head's width.
 
     Source: Su et al. 2021, equation 15; m, i − 1 and d there are t, i and K here.
     Derived: 13_gpt eq-rotary
-
-    Args:
-        positions: t, whole or fractional, negative ones too.
-        width: K, of a head; even.
-        base: the slowest pair has wavelength just under 2π·base.
-
-    Returns:
-        (T, K/2, 2) in the positions' dtype if that is a floating one, else in torch's default one.
-
-    Raises:
-        ValueError: the positions are not a vector, the width is odd or below 2, or base ≤ 0.
     """
     code = sinusoidal(positions, width, base=base)  #                      T K
     return code.unflatten(1, (width // 2, 2)).flip(2)  #                   T K/2 2
 
 
-def rotate(
-    x: Float[Tensor, "... T K"], rotary: Float[Tensor, "T half 2"]
-) -> Float[Tensor, "... T K"]:
-    """Turn queries or keys by the angles of their positions, a pair of neighbours at a time.
+def rotate(x: Heads, rotary: RotaryRows) -> Heads:
+    """(y_{2i}, y_{2i+1}) = (x_{2i} cos − x_{2i+1} sin, x_{2i} sin + x_{2i+1} cos) of θ_i t.
 
-    (y_{2i}, y_{2i+1}) = (x_{2i} cos − x_{2i+1} sin, x_{2i} sin + x_{2i+1} cos),
-
-    cos and sin of θ_i t. So ⟨R_m q, R_n k⟩ = ⟨q, R_{n−m} k⟩: the score sees the distance alone.
-    Pairs are interleaved as in the paper; some published weights pair i with i + K/2 instead.
+    So ⟨R_m q, R_n k⟩ = ⟨q, R_{n−m} k⟩: the score sees the distance alone. Pairs are interleaved as
+    in the paper; some published weights pair i with i + K/2 instead. `rotary` has the row of
+    `rotary_table` for each token. Computed in the wider of both dtypes, rounded once to x's.
 
     Source: Su et al. 2021, equation 34 (equation 15 without its zeros).
     Derived: 13_gpt eq-rotary
-
-    Args:
-        x: queries or keys, with any leading axes.
-        rotary: rows of `rotary_table`, one for each of the T positions.
-
-    Returns:
-        As x, each pair's length kept; computed in the wider of both dtypes, rounded once.
-
-    Raises:
-        ValueError: the rotary do not fit x.
     """
-    if x.ndim < 2 or rotary.shape != (x.shape[-2], x.shape[-1] // 2, 2) or x.shape[-1] % 2:
-        raise ValueError(
-            "expected rotary of shape (tokens, head width / 2, 2) for x (..., tokens, head width), "
-            f"got {tuple(rotary.shape)} for {tuple(x.shape)}"
-        )
+    fits = rotary.shape == (*x.shape[-2:-1], x.shape[-1] // 2, 2) and x.shape[-1] % 2 == 0
+    expect.that(fits, "rotary of shape (T, K / 2, 2) for x (…, T, K)", rotary.shape)
     pairs = x.unflatten(-1, (-1, 2))  #                                    ... T K/2 2
     if not torch.compiler.is_compiling() and rotary.dtype == x.dtype and _is_complex_view(pairs):
         # One pass over memory: a pair is a complex number, and a turn multiplies it by e^{iθt}.
@@ -128,24 +86,24 @@ def _is_complex_view(pairs) -> bool:
     return not any(n % 2 for n in (pairs.storage_offset(), *pairs.stride()[:-1]))
 
 
-class _Table(nn.Module):
-    """Rows for the first positions, computed once; they are not saved with the weights."""
+def _speeds(width: int, base: float) -> Tensor:
+    expect.that(width >= 2 and width % 2 == 0, "an even width >= 2", width)
+    expect.above(0, base=base)
+    halves = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
+    return float(base) ** (-halves / width)
 
-    def __init__(self, width, length, base):
+
+class _Table(nn.Module):
+    """Rows for positions 0 … length − 1, computed once; they are not saved with the weights."""
+
+    def __init__(self, width: int, length: int, *, base: float = 10_000):
         super().__init__()
         self.width, self.length, self.base = width, length, base
         table = self._exact().to(torch.get_default_device(), torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, positions: Int[Tensor, " T"]) -> Float[Tensor, "T ..."]:
-        """Look up the rows of some positions.
-
-        Args:
-            positions: from 0 to length − 1.
-
-        Returns:
-            One row for each.
-        """
+        """The rows of some positions."""
         return self.table.index_select(0, positions)
 
     def _exact(self) -> Tensor:
@@ -161,51 +119,20 @@ class _Table(nn.Module):
 
 
 class Sinusoidal(_Table):
-    """The codes of `sinusoidal` for the first positions, to be added to embeddings.
+    """The codes of `sinusoidal` for positions 0 … length − 1, to be added to embeddings.
 
     Source: Vaswani et al. 2017, section 3.5.
     Derived: 11_attention eq-sinusoid
-
-    Args:
-        width: C, even.
-        length: positions 0 … length − 1 are held.
-        base: as in `sinusoidal`.
-
-    Raises:
-        ValueError: the width is odd or below 2, or base ≤ 0.
     """
 
     _rows = staticmethod(sinusoidal)
 
-    def __init__(self, width: int, length: int, *, base: float = 10_000):
-        super().__init__(width, length, base)
-
 
 class Rotary(_Table):
-    """The rotary of `rotary_table` for the first positions, for `rotate`.
+    """The rows of `rotary_table` for positions 0 … length − 1, for `rotate`.
 
     Source: Su et al. 2021, equation 15.
     Derived: 13_gpt eq-rotary
-
-    Args:
-        width: K, of a head; even.
-        length: positions 0 … length − 1 are held.
-        base: as in `rotary_table`.
-
-    Raises:
-        ValueError: the width is odd or below 2, or base ≤ 0.
     """
 
     _rows = staticmethod(rotary_table)
-
-    def __init__(self, width: int, length: int, *, base: float = 10_000):
-        super().__init__(width, length, base)
-
-
-def _speeds(width: int, base: float) -> Tensor:
-    if width < 2 or width % 2:
-        raise ValueError(f"expected an even width >= 2, got {width}")
-    if base <= 0:
-        raise ValueError(f"expected base > 0, got {base}")
-    halves = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
-    return float(base) ** (-halves / width)

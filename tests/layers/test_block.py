@@ -6,6 +6,7 @@ from torch import nn
 
 from aigc_lib.layers.attention import MultiHeadAttention
 from aigc_lib.layers.block import Block, Stack
+from aigc_lib.layers.kv_cache import KVCache
 from aigc_lib.layers.mlp import MLP
 from aigc_lib.layers.norm import LayerNorm
 
@@ -149,19 +150,9 @@ def test_a_stack_runs_its_blocks_in_order_and_each_has_its_part_of_the_cache():
     want = stack[2](stack[1](stack[0](x, memory), memory), memory)
     assert torch.allclose(stack(x, memory), want, atol=1e-12)
     projected = [block.cross.project(memory) for block in stack]
-    cache, parts = stack.new_cache(B, 9), []
-    assert cache.keys.shape == (3, B, H, 9, C // H)
+    cache, parts = KVCache(3, B, H, 9, C // H, dtype=torch.float64), []
     for part in x.split([1, 2, 1], 1):
         positions = cache.positions(part.shape[1])
         parts.append(stack(part, projected, cache=cache, positions=positions))
     assert torch.allclose(torch.cat(parts, 1), want, atol=1e-12)
     assert cache.position.item() == T
-
-
-def test_a_cache_is_no_longer_than_the_context(hook_off):
-    stack = Stack([make(is_causal=True)])
-    assert stack.new_cache(1, 9, length=4).length == 4
-    assert stack.new_cache(1, 9, dtype=torch.float16).keys.dtype == torch.float16
-    for length in (0, 10):
-        with pytest.raises(ValueError, match=f"expected a length from 1 to 9, got {length}"):
-            stack.new_cache(1, 9, length=length)

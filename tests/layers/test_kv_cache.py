@@ -15,7 +15,7 @@ def fresh(**settings):
     return KVCache(LAYERS, B, H, LENGTH, K, **{"dtype": torch.float64} | settings)
 
 
-def test_what_is_appended_stands_at_its_places_and_nowhere_else():
+def test_what_is_appended_stands_at_its_positions_and_nowhere_else():
     cache, held = fresh(), torch.zeros(LAYERS, 2, B, H, LENGTH, K, dtype=torch.float64)
     start = 0
     for num_tokens in (3, 1, 2):
@@ -65,7 +65,7 @@ def test_reset_starts_again_in_the_same_memory():
     assert pointer == (cache.keys.data_ptr(), cache.position.data_ptr())
 
 
-def test_places_without_a_cache_count_from_zero():
+def test_positions_without_a_cache_count_from_zero():
     tokens = torch.zeros(B, 3).long()
     assert positions_of(tokens, None).tolist() == [0, 1, 2]
     cache = fresh()
@@ -113,44 +113,44 @@ def test_what_stands_behind_the_position_is_never_looked_at():
     assert torch.allclose(out, layer(x), atol=1e-13)
 
 
-@pytest.mark.usefixtures("hook_off")
-class TestBadInput:
-    def test_sizes(self):
-        with pytest.raises(ValueError, match=r"expected layers, batch, heads, length, width >= 1"):
-            KVCache(1, 0, 1, 1, 1)
+def part_of(num_tokens=2):
+    cache = fresh()
+    return cache.layers(cache.positions(num_tokens))[0]
 
-    def test_overflow(self):
-        cache = fresh()
-        with pytest.raises(ValueError, match="tokens that fit into a cache of 7, got 8 behind 0"):
-            cache.positions(8)
-        cache.advance(6)
-        assert cache.positions(1).tolist() == [6]
-        with pytest.raises(ValueError, match="tokens that fit into a cache of 7, got 2 behind 6"):
-            cache.positions(2)
 
-    @pytest.mark.parametrize("end", [0, 8])
-    def test_views(self, end):
-        with pytest.raises(ValueError, match=f"expected an end from 1 to 7, got {end}"):
-            fresh().until(end)
+def ask(*, memory=None, mask=None, **settings):
+    layer = MultiHeadAttention(8, 2, **settings).double()
+    return layer(torch.randn(B, 2, 8).double(), memory, mask=mask, cache=part_of())
 
-    def test_another_batch(self):
-        cache = fresh()
-        part = cache.layers(cache.positions(2))[0]
-        with pytest.raises(
-            ValueError, match=r"expected keys of shape \(3, 2, 2, 4\) for this cach"
-        ):
-            append(part, some(2)[:1], some(2)[:1])
 
-    @pytest.mark.parametrize("settings", [{"is_causal": False}, {"is_causal": True, "window": 2}])
-    def test_layers_that_can_have_none(self, settings):
-        layer, cache = MultiHeadAttention(8, 2, **settings).double(), fresh()
-        part, x = cache.layers(cache.positions(2))[0], torch.randn(B, 2, 8).double()
-        with pytest.raises(ValueError, match="expected a causal layer without window, memory and"):
-            layer(x, cache=part)
+def overflow(held, num_tokens):
+    cache = fresh()
+    cache.advance(held)
+    return cache.positions(num_tokens)
 
-    def test_memory_and_mask_beside_a_cache(self):
-        layer, cache = MultiHeadAttention(8, 2, is_causal=True).double(), fresh()
-        part, x = cache.layers(cache.positions(2))[0], torch.randn(B, 2, 8).double()
-        for more in ({"memory": x}, {"mask": torch.ones(2, 2).bool()}):
-            with pytest.raises(ValueError, match="without window, memory and mask beside a cache"):
-                layer(x, cache=part, **more)
+
+def test_the_last_position_can_be_used():
+    assert overflow(6, 1).tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: KVCache(0, 1, 1, 1, 1), "num_layers"),
+        (lambda: KVCache(1, 0, 1, 1, 1), "batch"),
+        (lambda: KVCache(1, 1, 1, 0, 1), "length"),
+        (lambda: overflow(0, 8), "room for 8 tokens, got 7"),
+        (lambda: overflow(6, 2), "room for 8 tokens, got 7"),
+        (lambda: fresh().until(0), "end"),
+        (lambda: fresh().until(8), "end"),
+        (lambda: append(part_of(), some(2)[:1], some(2)[:1]), r"\bk\b"),
+        (lambda: append(part_of(), some(3), some(3)), r"\bk\b"),
+        (lambda: ask(is_causal=False), "cache"),
+        (lambda: ask(is_causal=True, window=2), "cache"),
+        (lambda: ask(is_causal=True, memory=torch.randn(B, 2, 8).double()), "cache"),
+        (lambda: ask(is_causal=True, mask=torch.ones(2, 2).bool()), "cache"),
+    ],
+)
+def test_bad_input_is_named(hook_off, call, name):
+    with pytest.raises(ValueError, match=name):
+        call()

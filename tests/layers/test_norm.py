@@ -65,5 +65,5 @@ def test_they_agree_with_those_of_torch(bias):
 
 @pytest.mark.parametrize("make", [LayerNorm, RMSNorm])
 def test_a_width_below_one_is_refused(make):
-    with pytest.raises(ValueError, match="expected a width >= 1, got 0"):
+    with pytest.raises(ValueError, match="width"):
         make(0)

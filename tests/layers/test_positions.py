@@ -14,13 +14,13 @@ from aigc_lib.layers.positions import (
 )
 
 C = 10
-PLACES = torch.tensor([0.0, 1.0, 2.0, 7.0, 100.5, -3.0], dtype=torch.float64)
+POSITIONS = torch.tensor([0.0, 1.0, 2.0, 7.0, 100.5, -3.0], dtype=torch.float64)
 
 
 def test_it_equals_the_formula_entry_by_entry():
-    code = sinusoidal(PLACES, C)
+    code = sinusoidal(POSITIONS, C)
     assert code.shape == (6, C)
-    for row, t in zip(code, PLACES.tolist(), strict=True):
+    for row, t in zip(code, POSITIONS.tolist(), strict=True):
         for i in range(C // 2):
             angle = t / 10_000 ** (2 * i / C)
             assert row[2 * i].item() == pytest.approx(math.sin(angle), abs=1e-12)
@@ -35,10 +35,10 @@ def test_the_first_hand_turns_by_one_radian_and_the_others_more_slowly():
 
 def test_a_shift_is_one_rotation_for_all_positions():
     for offset in (-1, 1, 5, 0.25):
-        moved = sinusoidal(PLACES + offset, C)
-        rotated = sinusoidal(PLACES, C) @ shift_matrix(offset, C).T
+        moved = sinusoidal(POSITIONS + offset, C)
+        rotated = sinusoidal(POSITIONS, C) @ shift_matrix(offset, C).T
         assert torch.allclose(rotated, moved, atol=1e-12)
-    assert not torch.allclose(sinusoidal(PLACES, C), sinusoidal(PLACES + 1, C), atol=0.1)
+    assert not torch.allclose(sinusoidal(POSITIONS, C), sinusoidal(POSITIONS + 1, C), atol=0.1)
 
 
 def test_shifts_add_up_and_keep_lengths():
@@ -59,8 +59,8 @@ def test_a_dot_product_of_positions_depends_on_their_distance_alone():
 
 def test_it_agrees_with_complex_exponentials():
     speeds = np.logspace(0, -np.log10(10_000) * (C - 2) / C, C // 2)
-    hands = np.exp(1j * PLACES.numpy()[:, None] * speeds)
-    code = sinusoidal(PLACES, C).numpy()
+    hands = np.exp(1j * POSITIONS.numpy()[:, None] * speeds)
+    code = sinusoidal(POSITIONS, C).numpy()
     np.testing.assert_allclose(code[:, 1::2] + 1j * code[:, ::2], hands, atol=1e-12)
     block = shift_matrix(2.5, C)[2:4, 2:4].tolist()
     angle = 2.5 * speeds[1]
@@ -86,8 +86,8 @@ def test_no_positions_give_an_empty_code():
 
 def test_rotary_turns_each_pair_of_neighbours_by_its_own_angle():
     x = torch.randn(6, C, dtype=torch.float64)
-    turned = rotate(x, rotary_table(PLACES, C))
-    for row, out, t in zip(x, turned, PLACES.tolist(), strict=True):
+    turned = rotate(x, rotary_table(POSITIONS, C))
+    for row, out, t in zip(x, turned, POSITIONS.tolist(), strict=True):
         for i in range(C // 2):
             angle = t / 10_000 ** (2 * i / C)
             a, b = row[2 * i].item(), row[2 * i + 1].item()
@@ -100,8 +100,8 @@ def test_rotary_turns_each_pair_of_neighbours_by_its_own_angle():
 
 def test_rotary_is_the_inverse_of_the_shift_of_sinusoids():
     x = torch.randn(6, C, dtype=torch.float64)
-    turned = rotate(x, rotary_table(PLACES, C, base=100))
-    for row, out, t in zip(x, turned, PLACES.tolist(), strict=True):
+    turned = rotate(x, rotary_table(POSITIONS, C, base=100))
+    for row, out, t in zip(x, turned, POSITIONS.tolist(), strict=True):
         assert torch.allclose(out, shift_matrix(-t, C, base=100) @ row, atol=1e-12)
 
 
@@ -136,8 +136,8 @@ def test_rotary_at_position_zero_changes_nothing():
 )
 def test_rotary_does_not_depend_on_the_layout_in_memory(lay_out):
     x = torch.randn(2, 3, 6, C, dtype=torch.float64)
-    table = rotary_table(PLACES, C)
-    wanted = torch.stack([shift_matrix(-t, C) for t in PLACES.tolist()])
+    table = rotary_table(POSITIONS, C)
+    wanted = torch.stack([shift_matrix(-t, C) for t in POSITIONS.tolist()])
     want = torch.einsum("tij,bhtj->bhti", wanted, x)
     assert torch.allclose(rotate(lay_out(x), table), want, atol=1e-12)
 
@@ -145,7 +145,7 @@ def test_rotary_does_not_depend_on_the_layout_in_memory(lay_out):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rotary_keeps_the_dtype_and_rounds_once(dtype):
     x = torch.randn(2, 6, C, dtype=dtype)
-    table = rotary_table(PLACES, C)
+    table = rotary_table(POSITIONS, C)
     out, want = rotate(x, table), rotate(x.double(), table)
     assert out.dtype == dtype
     assert torch.equal(out, want.to(dtype))
@@ -154,9 +154,9 @@ def test_rotary_keeps_the_dtype_and_rounds_once(dtype):
 def test_the_gradient_of_a_turn_is_the_turn_back():
     x, g = torch.randn(2, 6, C, dtype=torch.float64)
     x.requires_grad_()
-    rotate(x, rotary_table(PLACES, C)).backward(g)
-    assert torch.allclose(x.grad, rotate(g, rotary_table(-PLACES, C)), atol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_table(PLACES, C)), x)
+    rotate(x, rotary_table(POSITIONS, C)).backward(g)
+    assert torch.allclose(x.grad, rotate(g, rotary_table(-POSITIONS, C)), atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_table(POSITIONS, C)), x)
 
 
 @pytest.mark.parametrize(("make", "rows"), [(Rotary, rotary_table), (Sinusoidal, sinusoidal)])
@@ -182,31 +182,39 @@ def test_rotary_traces_as_one_graph(hook_off):
     assert torch.allclose(compiled(x, torch.arange(6)), turned(x, torch.arange(6)), atol=1e-6)
 
 
-@pytest.mark.usefixtures("hook_off")
-class TestBadInput:
-    @pytest.mark.parametrize("width", [0, 1, 5, -2])
-    def test_widths(self, width):
-        for call in (lambda: sinusoidal(PLACES, width), lambda: shift_matrix(1, width)):
-            with pytest.raises(ValueError, match=f"expected an even width >= 2, got {width}"):
-                call()
+BAD_WIDTHS = [
+    (call, "width")
+    for width in (0, 1, 5, -2)
+    for call in (
+        lambda width=width: sinusoidal(POSITIONS, width),
+        lambda width=width: shift_matrix(1, width),
+        lambda width=width: rotary_table(POSITIONS, width),
+        lambda width=width: Rotary(width, 6),
+    )
+]
+BAD_ROTARY = [
+    (lambda x=x, rotary=rotary: rotate(torch.zeros(x), torch.zeros(rotary)), "rotary")
+    for x, rotary in [
+        ((2, 6, C), (5, 5, 2)),
+        ((2, 6, C), (6, 4, 2)),
+        ((2, 6, C), (6, 5)),
+        ((2, 6, C), (6, 5, 1)),
+        ((6, 3), (6, 1, 2)),
+        ((C,), (1, 5, 2)),
+    ]
+]
 
-    def test_positions_and_base(self):
-        with pytest.raises(ValueError, match=r"expected positions of shape \(T,\), got \(6, 1\)"):
-            sinusoidal(PLACES[:, None], C)
-        with pytest.raises(ValueError, match="expected base > 0, got 0"):
-            sinusoidal(PLACES, C, base=0)
 
-    @pytest.mark.parametrize("shape", [(5, 5, 2), (6, 4, 2), (6, 5), (6, 5, 1)])
-    def test_turns(self, shape):
-        with pytest.raises(
-            ValueError, match=r"expected rotary of shape \(tokens, head width / 2, 2"
-        ):
-            rotate(torch.zeros(2, 6, C), torch.zeros(shape))
-
-    def test_an_odd_head(self):
-        with pytest.raises(
-            ValueError, match=r"expected rotary of shape .* got \(6, 1, 2\) for \(6, 3"
-        ):
-            rotate(torch.zeros(6, 3), torch.zeros(6, 1, 2))
-        with pytest.raises(ValueError, match="expected an even width >= 2, got 3"):
-            Rotary(3, 6)
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        *BAD_WIDTHS,
+        *BAD_ROTARY,
+        (lambda: sinusoidal(POSITIONS[:, None], C), "positions"),
+        (lambda: sinusoidal(POSITIONS, C, base=0), "base"),
+        (lambda: Sinusoidal(C, 6, base=-1), "base"),
+    ],
+)
+def test_bad_input_is_named(hook_off, call, name):
+    with pytest.raises(ValueError, match=name):
+        call()

@@ -313,9 +313,9 @@ def test_dropout_is_the_callers_affair():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_step_traces_as_one_graph_that_serves_every_place(hook_off, way, mode):
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(decode.step, fullgraph=True, dynamic=False, backend=counter)
-    model, prompt = noisy(), some_tokens()
+    model, prompt = noisy(num_layers=1), some_tokens()
     uniforms = torch.rand(5, 3, generator=seeded())
     stop = torch.tensor([3])
     results = []
@@ -347,8 +347,8 @@ def warmed_up(calls):
 @pytest.mark.parametrize("stop", [None, [2, 7]])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_recorded_step_draws_the_same_tokens(monkeypatch, way, stop):
-    model, prompt = noisy(), some_tokens()
-    settings = {"max_new_tokens": 19, "stop": stop, **way}
+    model, prompt = noisy(num_layers=1), some_tokens()
+    settings = {"max_new_tokens": 9, "stop": stop, **way}
     want = decode.generate(model, prompt, generator=seeded(), **settings)
     recordings = []
     monkeypatch.setattr(decode, "_is_recordable", lambda run: True)
@@ -407,37 +407,37 @@ def test_a_replayed_step_does_not_wait_for_the_device():
 
 
 BAD = [
-    ({"prompt": torch.zeros(1, 0, dtype=torch.int64)}, r"at least one token, got shape \(1, 0\)"),
-    ({"prompt": torch.zeros(0, 3, dtype=torch.int64)}, r"at least one token, got shape \(0, 3\)"),
-    ({"prompt": torch.zeros(3, dtype=torch.int64)}, r"prompts of whole numbers, .*int64 \(3,\)"),
-    ({"prompt": torch.zeros(1, 3)}, "prompts of whole numbers, .*float32"),
-    ({"prompt": torch.zeros(1, 3, dtype=torch.bool)}, "prompts of whole numbers, .*bool"),
-    ({"prompt": torch.zeros(1, 25, dtype=torch.int64)}, "prompt of at most 24 tokens, .* got 25"),
-    ({"max_new_tokens": 20}, r"model's context of 24, got 5 \+ 20 = 25"),
-    ({"max_new_tokens": -1}, "a whole max_new_tokens >= 0, got -1"),
-    ({"max_new_tokens": 2.0}, "a whole max_new_tokens >= 0, got 2.0"),
-    ({"prompt": torch.tensor([[3, 11]])}, "expected tokens from 0 to 10, got 11"),
-    ({"prompt": torch.tensor([[3, -2]])}, "expected tokens from 0 to 10, got -2"),
-    ({"temperature": -0.5}, "expected a finite temperature >= 0, got -0.5"),
-    ({"temperature": float("nan")}, "expected a finite temperature >= 0, got nan"),
-    ({"top_k": 0}, "expected a whole top_k >= 1 or None, got 0"),
-    ({"top_p": 0.0}, r"expected top_p in \(0, 1\] or None, got 0.0"),
-    ({"top_p": 1.5}, r"expected top_p in \(0, 1\] or None, got 1.5"),
-    ({"stop": -1}, "expected stop tokens that are whole numbers >= 0, got -1"),
-    ({"stop": [3, "x"]}, "expected stop tokens that are whole numbers >= 0, got 'x'"),
+    ({"prompt": torch.zeros(1, 0, dtype=torch.int64)}, ValueError, "at least one token"),
+    ({"prompt": torch.zeros(0, 3, dtype=torch.int64)}, ValueError, "at least one token"),
+    ({"prompt": torch.zeros(3, dtype=torch.int64)}, ValueError, "prompt of shape"),
+    ({"prompt": torch.zeros(1, 3)}, TypeError, "prompt"),
+    ({"prompt": torch.zeros(1, 3, dtype=torch.bool)}, TypeError, "prompt"),
+    ({"prompt": torch.zeros(1, 25, dtype=torch.int64)}, ValueError, "context 24, got 29"),
+    ({"max_new_tokens": 20}, ValueError, "prompt and max_new_tokens within context 24, got 25"),
+    ({"max_new_tokens": -1}, ValueError, "max_new_tokens"),
+    ({"max_new_tokens": 2.0}, ValueError, "max_new_tokens"),
+    ({"prompt": torch.tensor([[3, 11]])}, ValueError, "prompt in 0 … 10, got 11"),
+    ({"prompt": torch.tensor([[3, -2]])}, ValueError, "prompt in 0 … 10, got -2"),
+    ({"temperature": -0.5}, ValueError, "temperature"),
+    ({"temperature": float("nan")}, ValueError, "temperature"),
+    ({"top_k": 0}, ValueError, "top_k"),
+    ({"top_p": 0.0}, ValueError, "top_p"),
+    ({"top_p": 1.5}, ValueError, "top_p"),
+    ({"stop": -1}, ValueError, "stop"),
+    ({"stop": [3, "x"]}, ValueError, "stop"),
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), BAD)
+@pytest.mark.parametrize(("changed", "error", "name"), BAD)
 @pytest.mark.parametrize("function", [decode.generate, decode.stream])
-def test_bad_input_is_refused_before_any_work(hook_off, function, changed, message):
+def test_bad_input_is_refused_before_any_work(hook_off, function, changed, error, name):
     model = noisy()
     model.features = None
     settings = {"prompt": some_tokens(), "max_new_tokens": 4}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=name):
         function(model, **settings | changed)
 
 
 def test_a_model_without_caches_is_told_what_to_do(hook_off):
-    with pytest.raises(ValueError, match="with new_cache, got Embedding; cache=False needs none"):
+    with pytest.raises(ValueError, match="new_cache, or cache=False, got Embedding"):
         decode.generate(nn.Embedding(3, 3), torch.zeros(1, 1).long(), max_new_tokens=1)

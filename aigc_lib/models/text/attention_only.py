@@ -6,22 +6,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aigc_lib import expect
 from aigc_lib.layers.attention import MultiHeadAttention
 from aigc_lib.layers.positions import sinusoidal
+
+Tokens = Int[Tensor, "B T F"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOnlyConfig:
-    """Sizes of an AttentionOnly model.
+    """Sizes of an AttentionOnly model: `num_logits` numbers come out at each position.
 
-    Attributes:
-        num_tokens: size of the vocabulary that comes in.
-        num_logits: numbers that come out at each position.
-        width: C, of the residual stream; even.
-        num_heads: H, in each layer; must divide the width.
-        num_layers: number of attention layers.
-        positions: add sinusoidal positions to the embeddings.
-        is_causal: no token sees a later one.
+    `positions` adds sinusoidal ones to the embeddings; `is_causal` lets no token see a later one.
     """
 
     num_tokens: int
@@ -33,13 +29,11 @@ class AttentionOnlyConfig:
     is_causal: bool = True
 
     def __post_init__(self):
-        for name in ("num_tokens", "num_logits", "width", "num_heads", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.width % 2 or self.width % self.num_heads:
-            raise ValueError(
-                f"expected an even width that the heads divide, got {self.width} and {self.num_heads}"
-            )
+        expect.at_least(1, num_tokens=self.num_tokens, num_logits=self.num_logits)
+        expect.at_least(1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers)
+        expect.that(self.width % 2 == 0, "an even width", self.width)
+        divides = self.width % self.num_heads == 0
+        expect.that(divides, f"num_heads that divide width {self.width}", self.num_heads)
 
 
 class AttentionOnly(nn.Module):
@@ -64,36 +58,16 @@ class AttentionOnly(nn.Module):
         )
         self.readout = nn.Linear(config.width, config.num_logits, bias=False)
 
-    def forward(self, tokens: Int[Tensor, "B T F"]) -> Float[Tensor, "B T num_logits"]:
-        """Logits at every position.
-
-        Args:
-            tokens: F tokens share each position; their embeddings are added.
-
-        Returns:
-            (B, T, num_logits).
-
-        Raises:
-            ValueError: the tokens are not integers of shape (B, T, F).
-        """
+    def forward(self, tokens: Tokens) -> Float[Tensor, "B T num_logits"]:
+        """Logits at every position; F tokens share it, and their embeddings are added."""
         x = self._embed(tokens)  #                                         B T C
         for layer in self.layers:
             x = x + layer(x)
         return self.readout(x)  #                                          B T num_logits
 
     @torch.no_grad()
-    def maps(self, tokens: Int[Tensor, "B T F"]) -> list[Float[Tensor, "B H T T"]]:
-        """The attention weights of every layer, first layer first.
-
-        Args:
-            tokens: as in `forward`.
-
-        Returns:
-            One (B, H, T, T) tensor for each layer.
-
-        Raises:
-            ValueError: the tokens are not integers of shape (B, T, F).
-        """
+    def maps(self, tokens: Tokens) -> list[Float[Tensor, "B H T T"]]:
+        """The attention weights of every layer, first layer first."""
         x, maps = self._embed(tokens), []
         for layer in self.layers:
             maps.append(layer.weights(x))
@@ -101,11 +75,8 @@ class AttentionOnly(nn.Module):
         return maps
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        if tokens.ndim != 3 or tokens.is_floating_point():
-            raise ValueError(
-                f"expected whole-number tokens of shape (batch, tokens, features), got "
-                f"{tokens.dtype} {tuple(tokens.shape)}"
-            )
+        expect.shaped((None, None, None), tokens=tokens)
+        expect.whole(tokens=tokens)
         x = self.embedding(tokens).sum(2)
         if not self.config.positions:
             return x

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aigc_lib import expect
 from aigc_lib.layers.attention import MultiHeadAttention
 from aigc_lib.layers.block import Block, Stack
+from aigc_lib.layers.decoder import Decoder
 from aigc_lib.layers.embedding import TokenEmbedding
 from aigc_lib.layers.kv_cache import KVCache, positions_of
 from aigc_lib.layers.mlp import ACTIVATIONS, MLP
@@ -24,65 +26,34 @@ class GPTConfig:
     The published GPT-2 is positions="learned", norm="layer", activation="gelu_tanh", bias=True,
     tied=True, eps=1e-5, with context 1024 and a vocabulary of 50257; its smallest has width 768,
     12 layers and 12 heads.
-
-    Attributes:
-        vocab_size: V, number of tokens.
-        context: most tokens that it can see at once.
-        width: C, of the residual stream.
-        num_layers: number of blocks.
-        num_heads: H, in each block; must divide the width.
-        positions: "rotary" turns queries and keys, "learned" adds a vector to each token.
-        norm: "layer" or "rms".
-        activation: of the perceptrons, "gelu", "gelu_tanh", "relu" or "swiglu".
-        hidden: width inside a perceptron; None means 4 C, with SwiGLU ⅔ of it rounded up to a
-            multiple of 8.
-        tied: read out with the embedding matrix.
-        bias: in every linear map and LayerNorm.
-        dropout: share of the embeddings and of each sublayer's answer that training zeroes.
-        eps: of the norms; None means 1e-5 for "layer", 1e-6 for "rms".
     """
 
     vocab_size: int
-    context: int = 256
+    context: int = 256  # most tokens that it can see at once
     width: int = 96
     num_layers: int = 3
     num_heads: int = 4
-    positions: str = "rotary"
-    norm: str = "layer"
-    activation: str = "gelu"
-    hidden: int | None = None
-    tied: bool = True
-    bias: bool = False
-    dropout: float = 0.0
-    eps: float | None = None
+    positions: str = "rotary"  # turns queries and keys; "learned" adds a vector to each token
+    norm: str = "layer"  # or "rms"
+    activation: str = "gelu"  # or another one of `MLP`
+    hidden: int | None = None  # in a perceptron; None: 4 C, with SwiGLU ⅔ of it in steps of 8
+    tied: bool = True  # read out with the embedding matrix
+    bias: bool = False  # in every linear map and LayerNorm
+    dropout: float = 0.0  # share of the embeddings and of each sublayer's answer
+    eps: float | None = None  # of the norms; None: 1e-5 for "layer", 1e-6 for "rms"
 
     def __post_init__(self):
-        for name in ("vocab_size", "context", "width", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.hidden is not None and self.hidden < 1:
-            raise ValueError(f"expected hidden >= 1 or None, got {self.hidden}")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"expected heads that divide the width, got {self.num_heads} and {self.width}"
-            )
-        for name, known in (
-            ("positions", ("rotary", "learned")),
-            ("norm", ("layer", "rms")),
-            ("activation", tuple(ACTIVATIONS)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"expected {name} out of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        if self.positions == "rotary" and self.head_width % 2:
-            raise ValueError(
-                f"expected an even head width for rotary positions, got {self.head_width}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"expected a dropout in [0, 1), got {self.dropout}")
-        if self.eps is not None and not self.eps >= 0:
-            raise ValueError(f"expected eps >= 0 or None, got {self.eps}")
+        expect.at_least(1, vocab_size=self.vocab_size, context=self.context, hidden=self.hidden)
+        expect.at_least(1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
+        divides = self.width % self.num_heads == 0
+        expect.that(divides, f"num_heads that divide width {self.width}", self.num_heads)
+        expect.one_of(("rotary", "learned"), positions=self.positions)
+        expect.one_of(("layer", "rms"), norm=self.norm)
+        expect.one_of(ACTIVATIONS, activation=self.activation)
+        even = self.positions != "rotary" or self.head_width % 2 == 0
+        expect.that(even, "an even width / num_heads with rotary positions", self.head_width)
+        expect.at_least(0, dropout=self.dropout, eps=self.eps)
+        expect.below(1, dropout=self.dropout)
 
     @property
     def head_width(self) -> int:
@@ -97,14 +68,12 @@ class GPTConfig:
         return 8 * math.ceil(self.width / 3) if self.activation == "swiglu" else 4 * self.width
 
 
-class GPT(nn.Module):
+class GPT(Decoder, nn.Module):
     """Embedding, blocks that each add to the residual stream, a last norm, a read-out.
 
-    x⁰_t = E[token_t] (+ p_t),   x^l = Block_l(x^{l−1}),   logits_t = U norm(x^L_t),
+    x⁰_t = E[token_t] (+ p_t),   x^l = Block_l(x^{l−1}),   logits_t = U norm(x^L_t),   U = E if tied
 
-    U = E if tied. Logits at place t depend on tokens 0 … t alone: p(token_{t+1} | token_{≤t}) is
-    their softmax.
-
+    Logits at place t depend on tokens 0 … t alone: p(token_{t+1} | token_{≤t}) is their softmax.
     Weights start as published for GPT-2: normal with deviation 0.02, the last matrix of each
     sublayer divided by √(2·layers), so that the stream's variance does not grow with depth.
 
@@ -123,83 +92,21 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = Stack(_block(config) for _ in range(config.num_layers))
         self.norm = _norm(config)()
-        self.head = None
-        if not config.tied:
-            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self._initialise()
-
-    @property
-    def head_weight(self) -> Float[Tensor, "V C"]:
-        """The read-out U: logits = features Uᵀ."""
-        return self.embedding.weight if self.head is None else self.head.weight
-
-    def forward(
-        self, tokens: Int[Tensor, "B T"], *, cache: KVCache | None = None
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of the token that follows each token.
-
-        Args:
-            tokens: from 0 to V − 1; T from 1 to what is left of the context.
-            cache: keys and values of the tokens before these; it is filled and advanced.
-
-        Returns:
-            (B, T, V).
-
-        Raises:
-            ValueError: the tokens are of another kind, too many, or (seen on the CPU alone)
-                outside the vocabulary.
-        """
-        return self.features(tokens, cache=cache) @ self.head_weight.T
 
     def features(
         self, tokens: Int[Tensor, "B T"], *, cache: KVCache | None = None
     ) -> Float[Tensor, "B T C"]:
-        """What the read-out reads, for a loss that never writes all logits down.
-
-        Args:
-            tokens: as in `forward`.
-            cache: as in `forward`.
-
-        Returns:
-            (B, T, C).
-
-        Raises:
-            ValueError: as in `forward`.
-        """
+        """norm(x^L): what the read-out reads, for a loss that never writes all logits down."""
         x = self.embedding(tokens)  #                                      B T C
-        positions = positions_of(tokens, cache)  #                               T
-        rotary = None
+        positions, rotary = positions_of(tokens, cache), None  #                 T
         if self.config.positions == "learned":
             x = x + self.positions(positions)
         else:
             rotary = self.rotary(positions)
         x = self.blocks(self.dropout(x), rotary=rotary, cache=cache, positions=positions)
         return self.norm(x)
-
-    def new_cache(
-        self,
-        batch: int,
-        *,
-        length: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KVCache:
-        """An empty cache for this model.
-
-        Args:
-            batch: B.
-            length: most tokens that it shall hold; None means the context.
-            dtype: of keys and values; None means that of the weights.
-            device: None means that of the weights.
-
-        Returns:
-            The cache, for `forward` and `features`.
-
-        Raises:
-            ValueError: the length is not in 1 … context, or the batch is empty.
-        """
-        context = self.config.context
-        return self.blocks.new_cache(batch, context, length=length, dtype=dtype, device=device)
 
     @torch.no_grad()
     def _initialise(self) -> None:

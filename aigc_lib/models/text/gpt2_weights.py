@@ -15,26 +15,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aigc_lib import expect
 from aigc_lib.models.text.gpt import GPT, GPTConfig
 
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_CONVERT = (
+    "; a pickle can run any program, so it is never unpickled here. Take model.safetensors from "
+    "the same publisher, or convert a file that you trust, offline, with transformers: "
+    "GPT2LMHeadModel.from_pretrained(folder, local_files_only=True).save_pretrained(new_folder)"
+)
 _PREFIX = "transformer."
 # Causal masks that old files hold beside the weights.
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TANH = "gelu_tanh"
+_ACTIVATIONS = {"gelu_new": _TANH, "gelu_pytorch_tanh": _TANH, "gelu": "gelu", "relu": "relu"}
 # Settings under which the same tensors would be another function, and the value that ours computes.
 _FIXED = {
     "model_type": "gpt2",
@@ -45,29 +42,17 @@ _FIXED = {
 
 
 def load(folder: str | os.PathLike, *, dtype: torch.dtype | None = None) -> GPT:
-    """Read a GPT-2 from a folder in the published layout.
+    """A GPT, on the CPU, from a folder in the published layout; None keeps the widest dtype in it.
 
     Names may carry the prefix "transformer."; the causal masks that old files hold are ignored; a
     read-out that is stored although it is tied must equal the embedding. Tensors are read one by
-    one, so that no second copy of all weights is ever in memory. Dropout is left at 0, whatever
-    the configuration says of its own training.
+    one, so that no second copy of all weights is ever in memory. Dropout is left at 0. ValueError
+    for a file that is missing, damaged, a pickle, or not GPT-2's, with every wrong tensor named.
 
     Source: Radford et al. 2019, section 2.3; the layout is that of their release.
     Derived: —
-
-    Args:
-        folder: with config.json and model.safetensors.
-        dtype: of the weights; None keeps what is stored (the widest, if several are).
-
-    Returns:
-        The model, on the CPU; its sizes are in `config`.
-
-    Raises:
-        ValueError: a file is missing, damaged, a pickle, or not GPT-2's; one error names every
-            missing, extra and misshapen tensor.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"expected a floating dtype or None, got {dtype}")
+    expect.that(dtype is None or dtype.is_floating_point, "a floating dtype or None", dtype)
     folder = Path(folder)
     path = _weights_path(folder)
     config = _read_config(folder / "config.json")
@@ -80,9 +65,7 @@ def load(folder: str | os.PathLike, *, dtype: torch.dtype | None = None) -> GPT:
                 parts = file.get_tensor(names[name]).to(dtype).chunk(len(ours), dim=-1)
                 state |= zip(ours, (_turned(name, part) for part in parts), strict=True)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, got a damaged or truncated one ({error})"
-        ) from error
+        raise ValueError(f"expected a whole {path}, got a damaged one ({error})") from error
     with torch.device("meta"):  # takes neither memory nor time for random numbers
         model = GPT(config)
     model.load_state_dict(state, assign=True)
@@ -92,15 +75,11 @@ def load(folder: str | os.PathLike, *, dtype: torch.dtype | None = None) -> GPT:
 def save(model: GPT, folder: str | os.PathLike) -> None:
     """Write a GPT to a folder in the published layout, for `load` and for other libraries.
 
+    ValueError unless it has GPT-2's choices: learned positions, LayerNorm, biases, and no SwiGLU.
+    The folder is made if missing; older files of these names are replaced.
+
     Source: as for `load`.
     Derived: —
-
-    Args:
-        model: with GPT-2's choices: learned positions, LayerNorm, biases, and no SwiGLU.
-        folder: made if missing; older files of these names are replaced.
-
-    Raises:
-        ValueError: the layout has no place for such a model.
     """
     config, folder = model.config, Path(folder)
     settings = _settings(config)
@@ -177,8 +156,7 @@ def _checked_names(path: Path, file, config: GPTConfig) -> dict[str, str]:
         stored, embedding = (file.get_tensor(names[name]) for name in (copy, "wte.weight"))
         if not torch.equal(stored, embedding):
             problems.append(f"{copy} that differs from wte.weight, to which config.json ties it")
-    if problems:
-        raise ValueError(f"{path}: expected the tensors of this GPT-2, got {'; '.join(problems)}")
+    expect.that(not problems, f"{path} to hold this GPT-2's tensors", "; ".join(problems))
     return {name: names[name] for name in layout}
 
 
@@ -191,46 +169,29 @@ def _widest(file, names) -> torch.dtype:
 
 
 def _weights_path(folder: Path) -> Path:
-    path = folder / _WEIGHTS
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "nothing"
-        raise ValueError(f"{folder}: expected a folder with {_WEIGHTS}, got {what} of that name")
-    if not path.is_file():
-        others = sorted(entry.name for entry in folder.iterdir())
-        pickles = [name for name in others if name.endswith(_PICKLES)]
-        if pickles:
-            raise ValueError(
-                f"{folder}: expected {_WEIGHTS}, got {', '.join(pickles)}; a pickle can run any "
-                "program, so it is never unpickled here. Take model.safetensors from the same "
-                "publisher, or convert a file that you trust, offline, with transformers: "
-                "GPT2LMHeadModel.from_pretrained(folder, local_files_only=True)"
-                ".save_pretrained(new_folder)"
-            )
-        raise ValueError(
-            f"{folder}: expected {_WEIGHTS}, got {', '.join(others) or 'an empty folder'}"
-        )
+    path, found = folder / _WEIGHTS, "a file" if folder.exists() else "nothing"
+    expect.that(folder.is_dir(), f"{folder} to be a folder with {_WEIGHTS}", found)
+    others = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "an empty folder"
+    if not path.is_file() and any(entry.suffix in _PICKLES for entry in folder.iterdir()):
+        others += _CONVERT
+    expect.that(path.is_file(), f"{_WEIGHTS} in {folder}", others)
     with open(path, "rb") as file:
         head = file.read(16)
     # The header's length may begin with the same bytes, but then the header follows.
-    if head[:2] in _PICKLED and head[8:9] != b"{":
-        raise ValueError(f"{path}: expected safetensors, got a pickle; it is never unpickled")
-    if head.startswith(b"version https://"):
-        raise ValueError(
-            f"{path}: expected the weights, got the note that Git LFS leaves in their place; "
-            "`git lfs pull` in the folder fetches them"
-        )
+    is_pickle = head[:2] in _PICKLED and head[8:9] != b"{"
+    expect.that(not is_pickle, f"{path} to be safetensors", "a pickle; it is never unpickled")
+    is_note = head.startswith(b"version https://")
+    expect.that(not is_note, f"the weights in {path}", "Git LFS's note; `git lfs pull` there helps")
     return path
 
 
 def _read_config(path: Path) -> GPTConfig:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: expected GPT-2's configuration, got {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got something else ({error})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(settings).__name__}")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", error)
+        raise ValueError(f"expected GPT-2's configuration in {path}, got {why}") from error
+    expect.that(isinstance(settings, dict), f"a JSON object in {path}", type(settings).__name__)
     settings.setdefault("n_positions", settings.get("n_ctx"))
     sizes = ["n_layer", "n_head", "n_embd", "n_positions", "vocab_size"]
     if settings.get("n_inner") is not None:
@@ -249,8 +210,7 @@ def _read_config(path: Path) -> GPTConfig:
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         problems.append(f"activation_function {activation!r} instead of one of {known}")
-    if problems:
-        raise ValueError(f"{path}: expected a GPT-2, got {'; '.join(problems)}")
+    expect.that(not problems, f"a GPT-2 in {path}", "; ".join(problems))
     try:
         return _config(settings)
     except ValueError as error:
@@ -276,11 +236,8 @@ def _config(settings: dict) -> GPTConfig:
 def _settings(config: GPTConfig) -> dict:
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     choices = (config.positions, config.norm, config.bias, config.activation in names)
-    if choices != ("learned", "layer", True, True):
-        raise ValueError(
-            "expected learned positions, LayerNorm, biases and an activation out of "
-            f"{', '.join(names)}, got {config}"
-        )
+    rule = f"learned positions, LayerNorm, biases and an activation out of {', '.join(names)}"
+    expect.that(choices == ("learned", "layer", True, True), rule, config)
     return _FIXED | {
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab_size,

@@ -1,7 +1,15 @@
-"""A character n-gram: the language model to beat, counted instead of trained."""
+"""A character n-gram: the language model to beat, counted instead of trained.
+
+Below the highest order N_k(g) counts not how often g occurs but after how many different
+characters. The discounts d(1), d(2), d(≥ 3) of each order are estimated from how many n-grams occur
+once, twice, three and four times; where that gives none above zero, d is ½. Before the first
+character stands a boundary that is only ever a context.
+"""
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from aigc_lib import expect
 
 
 class NGram:
@@ -9,60 +17,31 @@ class NGram:
 
     p_k(c | h) = max(N_k(hc) − d(N_k(hc)), 0) / N_k(h·) + λ_k(h) · p_{k−1}(c | h′),
 
-    with N_k(h·) = Σ_c N_k(hc), with h′ the context without its oldest character, and with
-    λ_k(h) = Σ_c d(N_k(hc)) / N_k(h·), what the discounts have freed. Below the highest order N_k(g)
-    counts not how often g occurs but after how many different characters. Under order 1 stands the
-    uniform distribution, so that no character is impossible; a context that never occurred has
-    λ = 1. The discounts d(1), d(2), d(≥ 3) of each order are estimated from how many n-grams occur
-    once, twice, three and four times; where that gives none above zero, d is ½. Before the first
-    character stands a boundary that is only ever a context.
+    N_k(h·) = Σ_c N_k(hc),   λ_k(h) = Σ_c d(N_k(hc)) / N_k(h·), what the discounts have freed, or 1
+    for a context that never occurred. h′ is h without its oldest character; p_0 is uniform over the
+    `alphabet`, so that no character is impossible: a sorted string, empty before `fit`. `order` is
+    n, the length of the longest n-gram.
 
     Source: Chen and Goodman 1999, section 3, modified Kneser–Ney smoothing.
     Derived: —
-
-    Attributes:
-        order: n, the length of the longest n-gram; n − 1 characters of context.
-        alphabet: the V characters that can be predicted, sorted, as one string; empty before `fit`.
     """
 
     def __init__(self, order: int = 6):
-        """Name the order; `fit` does the counting.
-
-        Args:
-            order: n, at least 1; V + 1 to the power n must stay below 2⁶³.
-
-        Raises:
-            ValueError: the order is below 1.
-        """
-        if type(order) is not int or order < 1:
-            raise ValueError(f"expected a whole order >= 1, got {order!r}")
-        self.order = order
-        self.alphabet = ""
+        expect.that(type(order) is int and order >= 1, "a whole order >= 1", repr(order))
+        self.order, self.alphabet = order, ""
         self._levels: list[_Level] = []
 
     def fit(self, text: str, *, alphabet: str | None = None) -> "NGram":
-        """Count the n-grams of a text; an earlier fit is forgotten.
+        """Count the n-grams of a text; the model itself, an earlier fit forgotten.
 
-        Args:
-            text: at least one character.
-            alphabet: every character that may be asked for later; None means those of the text.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: the text is empty or leaves the alphabet, or the n-grams are too many to
-                be numbered in 64 bits.
+        The alphabet has every character that may be asked for later; None means those of the text.
+        V + 1 to the power n must stay below 2⁶³.
         """
-        if not text:
-            raise ValueError("expected a text of at least one character, got an empty one")
+        expect.that(len(text) > 0, "a text of at least one character", "an empty one")
         letters = "".join(sorted(set(text if alphabet is None else alphabet)))
         base = len(letters) + 1
-        if base**self.order >= 2**63:
-            raise ValueError(
-                f"expected (characters + 1) ** order < 2 ** 63, got {len(letters)} characters and "
-                f"order {self.order}"
-            )
+        fits = base**self.order < 2**63
+        expect.that(fits, "(len(alphabet) + 1) ** order < 2 ** 63", f"{base} ** {self.order}")
         grams = _grams(_codes(text, letters), self.order, base)
         keys, counts = np.unique(grams, return_counts=True)
         levels = [_Level(keys, counts, base)]
@@ -74,17 +53,9 @@ class NGram:
         return self
 
     def probabilities(self, context: str) -> Float[np.ndarray, " V"]:
-        """The distribution of the next character.
+        """p(c | context) of each next character c, in the alphabet's order.
 
-        Args:
-            context: all that stands before it, from the start of the text; only the last n − 1
-                characters count.
-
-        Returns:
-            (V,) probabilities in the alphabet's order, summing to one.
-
-        Raises:
-            ValueError: nothing has been fitted, or the context leaves the alphabet.
+        The context stands before it from the start of the text; its last n − 1 characters count.
         """
         self._require_fit()
         base = len(self.alphabet) + 1
@@ -97,20 +68,9 @@ class NGram:
         return self._interpolate(grams)
 
     def bits_per_character(self, text: str) -> float:
-        """The code length of a text under the model: −(1/T) Σ_t log₂ p(c_t | c_{<t}), in bits.
-
-        Args:
-            text: T ≥ 1 characters, read from a fresh start.
-
-        Returns:
-            Bits per character, averaged over all T.
-
-        Raises:
-            ValueError: nothing has been fitted, or the text is empty or leaves the alphabet.
-        """
+        """−(1/T) Σ_t log₂ p(c_t | c_{<t}): a text's code length in bits, from a fresh start."""
         self._require_fit()
-        if not text:
-            raise ValueError("expected a text of at least one character, got an empty one")
+        expect.that(len(text) > 0, "a text of at least one character", "an empty one")
         base = len(self.alphabet) + 1
         codes = _codes(text, self.alphabet)
         p = self._interpolate([_grams(codes, k, base) for k in range(1, self.order + 1)])
@@ -123,8 +83,7 @@ class NGram:
         return p
 
     def _require_fit(self) -> None:
-        if not self._levels:
-            raise ValueError("expected a fitted model, got one that has counted nothing: call fit")
+        expect.that(bool(self._levels), "a model after fit", "one that has counted nothing")
 
 
 class _Level:
@@ -166,10 +125,7 @@ def _codes(text: str, alphabet: str) -> np.ndarray:
     """Each character's place in the alphabet, from 1; 0 is the boundary."""
     number = {letter: i for i, letter in enumerate(alphabet, 1)}
     unknown = sorted(set(text) - number.keys())
-    if unknown:
-        raise ValueError(
-            f"expected characters of the alphabet ({len(alphabet)} of them), got {unknown[0]!r}"
-        )
+    expect.that(not unknown, f"characters of the alphabet ({len(alphabet)} of them)", unknown[:1])
     return np.fromiter((number[letter] for letter in text), np.int64, len(text))
 
 

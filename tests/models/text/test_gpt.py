@@ -76,9 +76,10 @@ def test_it_is_the_model_written_out(kind):
     assert torch.allclose(model(tokens), by_hand(model, tokens, kind), atol=1e-11)
 
 
-def test_a_fresh_model_knows_nothing_and_starts_as_published():
-    config = GPTConfig(vocab_size=500, width=64, num_layers=8, num_heads=4, bias=True)
-    model = GPT(config)
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_a_fresh_model_knows_nothing_and_starts_as_published(positions):
+    sizes = {"vocab_size": 500, "width": 64, "num_layers": 8, "num_heads": 4}
+    model = GPT(GPTConfig(**sizes, positions=positions, bias=True, tied=positions == "rotary"))
     last = 0.02 / math.sqrt(16)
     for name, p in model.named_parameters():
         if p.ndim == 1:
@@ -191,43 +192,61 @@ def test_every_parameter_gets_a_gradient(kind):
 
 
 def test_dropout_acts_in_training_alone():
-    model, tokens = noisy(dropout=0.3), some_tokens()
+    model, plain, tokens = noisy(dropout=0.3), noisy(dropout=0.0), some_tokens()
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(model(tokens), model(tokens))
+    assert torch.equal(model.eval()(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize("place", ["embedding", "attention", "mlp"])
+def test_dropout_acts_on_the_embedding_and_on_each_sublayer(place):
+    model, tokens = noisy(dropout=0.3, num_layers=1), some_tokens()
+    block = model.blocks[0]
+    with torch.no_grad():
+        # With its other places silenced, what is left is random.
+        if place != "attention":
+            block.attention.output.weight.zero_()
+        if place != "mlp":
+            block.mlp.down.weight.zero_()
+    if place != "embedding":
+        model.dropout.eval()
     assert not torch.allclose(model(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
-    assert torch.equal(model(tokens), noisy_copy(model)(tokens))
 
 
-def noisy_copy(model):
-    plain = noisy(dropout=0.0)
-    plain.load_state_dict(model.state_dict())
-    return plain
-
-
-@each_kind
-def test_forward_and_a_step_trace_as_one_graph(kind, hook_off):
-    torch._dynamo.reset()
-    model, tokens = noisy(kind).requires_grad_(False), some_tokens()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    want, cache = model(tokens), model.new_cache(3)
-    assert torch.allclose(compiled(tokens), want, atol=1e-12)
-    first = compiled(tokens[:, :6], cache=cache)
-    steps = [compiled(tokens[:, t : t + 1], cache=cache) for t in range(6, 9)]
-    assert torch.allclose(torch.cat([first, *steps], 1), want, atol=1e-12)
-    assert cache.position.item() == 9
-
-
-def test_a_compiled_step_is_compiled_once(hook_off):
-    torch._dynamo.reset()
-    model, tokens, compilations = noisy().requires_grad_(False), some_tokens(), []
+def graphs(compilations):
+    """A backend that keeps every graph and runs it as it is."""
 
     def backend(graph, inputs):
         compilations.append(graph)
         return graph.forward
 
-    step, cache = torch.compile(model, fullgraph=True, backend=backend), model.new_cache(3)
-    for t in range(9):
-        step(tokens[:, t : t + 1], cache=cache)
-    assert len(compilations) == 1
+    return backend
+
+
+@each_kind
+def test_forward_and_a_step_trace_as_one_graph_each(kind, hook_off):
+    torch._dynamo.reset()
+    model, tokens, compilations = noisy(kind, num_layers=1), some_tokens(), []
+    model.requires_grad_(False)
+    traced = torch.compile(model, fullgraph=True, backend=graphs(compilations))
+    want, cache = model(tokens), model.new_cache(3)
+    assert torch.allclose(traced(tokens), want, atol=1e-12)
+    model(tokens[:, :3], cache=cache)
+    # One graph serves every place, whatever the cache holds.
+    steps = [traced(tokens[:, t : t + 1], cache=cache) for t in range(3, 9)]
+    assert torch.allclose(torch.cat(steps, 1), want[:, 3:], atol=1e-12)
+    assert cache.position.item() == 9
+    assert len(compilations) == 2
+
+
+def test_a_compiler_that_rewrites_the_graph_keeps_the_cache(hook_off):
+    torch._dynamo.reset()
+    model, tokens = noisy(num_layers=1).requires_grad_(False), some_tokens()
+    step, cache = torch.compile(model, fullgraph=True, backend="aot_eager"), model.new_cache(3)
+    parts = [step(tokens[:, t : t + 1], cache=cache) for t in range(9)]
+    assert torch.allclose(torch.cat(parts, 1), model(tokens), atol=1e-12)
+    assert cache.position.item() == 9
 
 
 @each_kind
@@ -237,7 +256,7 @@ def test_it_learns_eight_sequences_by_heart(kind):
     # The first token tells which sequence it is.
     tokens[:, 0] = torch.arange(8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    for _ in range(120):
+    for _ in range(80):
         loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -258,51 +277,57 @@ def test_a_hidden_width_is_four_times_the_width_or_two_thirds_of_that():
     assert make(width=96, hidden=7, activation="swiglu") == 7
 
 
-@pytest.mark.usefixtures("hook_off")
-class TestBadInput:
-    @pytest.mark.parametrize("name", ["vocab_size", "context", "width", "num_layers", "num_heads"])
-    def test_sizes(self, name):
-        with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
-            GPTConfig(**{"vocab_size": 2} | {name: 0})
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        *[({name: 0}, name) for name in ("vocab_size", "context", "width", "num_layers")],
+        ({"num_heads": 0}, "num_heads"),
+        ({"hidden": 0}, "hidden"),
+        ({"num_heads": 5}, "num_heads"),
+        ({"positions": "none"}, "positions .*'rotary', 'learned'"),
+        ({"norm": "batch"}, "norm .*'layer', 'rms'"),
+        ({"activation": "elu"}, "activation .*'gelu', 'gelu_tanh', 'relu', 'swiglu'"),
+        ({"num_heads": 32}, "even width / num_heads"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"dropout": math.nan}, "dropout"),
+        ({"eps": -1.0}, "eps"),
+        ({"eps": math.nan}, "eps"),
+    ],
+)
+def test_bad_settings_are_named(settings, name):
+    with pytest.raises(ValueError, match=name):
+        GPTConfig(**{"vocab_size": 2} | settings)
 
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"hidden": 0}, "expected hidden >= 1 or None, got 0"),
-            ({"num_heads": 5}, "expected heads that divide the width, got 5 and 96"),
-            ({"positions": "none"}, "expected positions out of rotary, learned, got 'none'"),
-            ({"norm": "batch"}, "expected norm out of layer, rms, got 'batch'"),
-            ({"activation": "elu"}, "expected activation out of gelu, gelu_tanh, relu, swiglu, go"),
-            ({"num_heads": 32}, "expected an even head width for rotary positions, got 3"),
-            ({"dropout": 1.0}, r"expected a dropout in \[0, 1\), got 1.0"),
-            ({"eps": -1.0}, "expected eps >= 0 or None, got -1.0"),
-        ],
-    )
-    def test_choices(self, settings, message):
-        with pytest.raises(ValueError, match=message):
-            GPTConfig(vocab_size=2, **settings)
 
-    def test_a_prompt_longer_than_the_context(self):
-        with pytest.raises(ValueError, match="expected at most 12 tokens, the context, got 13"):
-            noisy()(some_tokens(13))
+def test_settings_at_their_limits_are_taken():
+    GPTConfig(vocab_size=1, context=1, num_layers=1, hidden=1, dropout=0.0, eps=0.0)
+    GPTConfig(vocab_size=1, width=9, num_heads=3, positions="learned")
 
-    def test_a_cache_that_overflows(self):
-        model, tokens = noisy(), some_tokens()
-        cache = model.new_cache(3, length=6)
-        model(tokens[:, :6], cache=cache)
-        with pytest.raises(ValueError, match="tokens that fit into a cache of 6, got 1 behind 6"):
-            model(tokens[:, :1], cache=cache)
 
-    def test_a_cache_of_another_batch(self):
-        with pytest.raises(
-            ValueError, match=r"expected keys of shape \(2, 3, 9, 4\) for this cach"
-        ):
-            noisy()(some_tokens(), cache=noisy().new_cache(2))
+def overflow():
+    model = noisy()
+    cache = model.new_cache(3, length=6)
+    model(some_tokens(6), cache=cache)
+    return model(some_tokens(1), cache=cache)
 
-    def test_no_tokens_unknown_tokens_and_other_kinds(self):
-        with pytest.raises(ValueError, match=r"expected whole-number tokens of shape .*\(3, 0\)"):
-            noisy()(some_tokens(0))
-        with pytest.raises(ValueError, match=r"expected whole-number tokens of shape .*float32"):
-            noisy()(some_tokens().float())
-        with pytest.raises(ValueError, match="expected tokens from 0 to 10, got 11"):
-            noisy()(some_tokens() + 11 * (some_tokens() == 0))
+
+@pytest.mark.parametrize(
+    ("call", "error", "name"),
+    [
+        (lambda: noisy()(some_tokens(13)), ValueError, "1 to 12 tokens"),
+        (lambda: noisy()(some_tokens(0)), ValueError, "1 to 12 tokens"),
+        (lambda: noisy()(some_tokens().float()), TypeError, "tokens"),
+        (lambda: noisy()(some_tokens() + 11), ValueError, "tokens in 0 … 10"),
+        (overflow, ValueError, "room for 7 tokens"),
+        (
+            lambda: noisy()(some_tokens(), cache=noisy().new_cache(2)),
+            ValueError,
+            "this cache's batch",
+        ),
+        (lambda: noisy().new_cache(3, length=13), ValueError, "length"),
+    ],
+)
+def test_bad_input_is_named(hook_off, call, error, name):
+    with pytest.raises(error, match=name):
+        call()
