@@ -77,7 +77,8 @@ def test_variance_within_classes_by_hand():
     labels = torch.tensor([0, 0, 1, 1])  # variances 2 and 8
     assert within_class_variance(real, labels, real, labels) == pytest.approx(1)
     samples = torch.tensor([[5.0, 5.0], [5.0, 5.0], [0.0, 0.0], [0.0, 2.0], [7.0, 7.0]])
-    asked = torch.tensor([0, 0, 1, 1, 9])  # 0 and 2; no real image is a 9
+    samples = torch.cat([samples, torch.tensor([[7.0, 9.0]])])
+    asked = torch.tensor([0, 0, 1, 1, 9, 9])  # 0 and 2; no real image is a 9
     assert within_class_variance(samples, asked, real, labels) == pytest.approx(0.2)
     three = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 4.0]])  # variance 4
     assert within_class_variance(three, labels[1:].clamp(min=1), real, labels) == pytest.approx(0.4)
@@ -112,6 +113,16 @@ def test_the_distance_agrees_with_the_matrix_root_of_scipy(width, generator):
         mu, mu2 = torch.randn(2, width, generator=generator, dtype=torch.float64)
         got = gaussian_frechet_distance(mu, s, mu2, s2)
         assert got == pytest.approx(by_sqrtm(mu, s, mu2, s2), rel=1e-9)
+        low = [x.float() for x in (mu, s, mu2, s2)]
+        assert gaussian_frechet_distance(*low) == gaussian_frechet_distance(
+            *(x.double() for x in low)
+        )
+
+
+def test_no_distance_is_below_zero(generator):
+    for _ in range(20):
+        a = torch.randn(30, 8, generator=generator)
+        assert 0 <= frechet_distance(a, a) < 1e-12
 
 
 def test_the_distance_of_samples_is_that_of_their_unbiased_moments(generator):
@@ -277,6 +288,18 @@ def test_each_measure_in_a_report_is_of_what_the_judge_says_not_of_what_was_aske
     ]
     assert str(table).splitlines()[-1].split() == ["mine", *printed]
     assert len(set(printed)) == 7
+
+
+def test_the_noise_of_a_report_comes_from_its_generator(generator):
+    real, state = fake_images(20, generator), torch.get_rng_state()
+
+    def noise(seed):
+        generator.manual_seed(seed)
+        table = module.report(brightness_judge, {}, real, generator, preset="full", judge="-")
+        return table.rows[2].frechet
+
+    assert noise(1) == noise(1) != noise(2)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_printed_report_names_count_preset_and_judge(generator):

@@ -34,6 +34,7 @@ def test_exact_match_counts_pairs():
     assert text.exact_match(["a", "b", "c", "d"], ["a", "b", "d", "c"]) == 0.5
     assert text.exact_match([[1, 2], [3]], [[1, 2], [3, 4]]) == 0.5
     assert text.exact_match((1,), (1,)) == 1
+    assert text.exact_match(["a", "a", "a"], ["a", "a", "b"]) == pytest.approx(2 / 3)
 
 
 OUTPUTS = ["the cat sat on the mat today", "a dog ran", "one two three four five six"]
