@@ -4,10 +4,14 @@ Map of the package (a learner can read all of it in a weekend):
 
     device       choose a device and dtype, seed everything, limit threads
     doctor       `python -m aigc_lib.doctor`: what this machine can run
+    expect       what a function expects of its input, in one line each
     check        how a chapter proves a claim: identities, matches, bands
+    grading      what an assignment's tests are made of
     plotting     palette, grids, curves
     checkpoint   atomic save and load of tensors and JSON; nothing is ever unpickled
     train        the training loop, a generator of Step records
+    optimizers   several that step as one: Muon for the matrices, AdamW for all else
+    ema          the running average of a model's weights
     ops          functions on tensors: formula, reference, dispatch
     kernels      Triton, for the ops that have a kernel
     layers       modules shared by two or more models

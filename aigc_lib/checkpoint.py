@@ -25,27 +25,17 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | os.PathLike, tree: Any) -> Path:
-    """Write a tree of tensors and plain values so that the file is whole or absent.
+    """Write a tree of tensors and plain values so that the file is whole or absent; give its path.
 
     The bytes go to a neighbouring temporary file, are flushed to the disk, and then replace the old
-    file in one step: whoever kills the process, or fills the disk, finds the last good file.
-
-    Args:
-        path: where to write; the folder is made if missing.
-        tree: dicts, lists and tuples of tensors, numbers, strings, booleans and None.
-
-    Returns:
-        The path.
-
-    Raises:
-        TypeError: a leaf is of another type; the message says where.
-        CheckpointError: the file could not be written; the old one is untouched.
+    file in one step: whoever kills the process, or fills the disk, finds the last good file. A
+    missing folder is made. TypeError says where in the tree another kind of leaf is;
+    CheckpointError: it could not be written, and the old file is untouched.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     structure = _encode(tree, "tree", tensors)
-    header = {"format": _FORMAT, "tree": json.dumps(structure)}
-    data = _to_bytes(tensors, metadata=header)
+    data = _to_bytes(tensors, metadata={"format": _FORMAT, "tree": json.dumps(structure)})
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,35 +46,24 @@ def save(path: str | os.PathLike, tree: Any) -> Path:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        _remove(temporary)
-        raise CheckpointError(
-            f"{path}: could not be written ({error.strerror}); an older file there is untouched"
-        ) from error
-    except BaseException:
-        _remove(temporary)
-        raise
+        found = f"could not be written ({error.strerror}); an older file there is untouched"
+        raise CheckpointError(f"{path}: {found}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
 def load(path: str | os.PathLike) -> Any:
-    """Read back what `save` wrote, with tensors on the CPU.
+    """Read back what `save` wrote, equal in structure, types, dtypes and bits; tensors on the CPU.
 
-    Args:
-        path: a file written by `save`.
-
-    Returns:
-        The tree, equal in structure, types, dtypes and bits.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, a pickle, or not one of ours.
+    CheckpointError for a file that is missing, truncated, a pickle, or not one of ours.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: expected a readable checkpoint, got {error.strerror}"
-        ) from error
+        found = f"expected a readable checkpoint, got {error.strerror}"
+        raise CheckpointError(f"{path}: {found}") from error
     # A good file begins with a length, which may look like a pickle, but then with a brace.
     pickled = data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     if pickled and data[8:9] != b"{":
@@ -94,13 +73,10 @@ def load(path: str | os.PathLike) -> Any:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: expected a whole safetensors file, got a damaged or truncated one ({error})"
-        ) from error
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path}: expected a file of format {_FORMAT}, got {header.get('format')!r}"
-        )
+        found = f"expected a whole safetensors file, got a damaged or truncated one ({error})"
+        raise CheckpointError(f"{path}: {found}") from error
+    if (form := header.get("format")) != _FORMAT:
+        raise CheckpointError(f"{path}: expected a file of format {_FORMAT}, got {form!r}")
     return _decode(json.loads(header["tree"]), tensors)
 
 
@@ -148,27 +124,14 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
 def rng_state() -> dict[str, Any]:
-    """The states of torch's global generators, on the CPU and on every CUDA device.
-
-    Returns:
-        A tree that `save` accepts and `set_rng_state` takes back.
-    """
+    """The states of torch's global generators, on the CPU and on every CUDA device, for `save`."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put torch's global generators back where `rng_state` found them.
-
-    Args:
-        state: what `rng_state` returned; CUDA states are skipped on a machine without CUDA.
-    """
+    """Put torch's global generators back; CUDA's states are skipped on a machine without CUDA."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

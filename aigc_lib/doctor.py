@@ -25,11 +25,7 @@ class Row:
 
 
 def report() -> list[Row]:
-    """Look at the packages, the processor, the accelerators and the ops' implementations.
-
-    Returns:
-        The findings, ending with what they mean for the course.
-    """
+    """Look at packages, processor, accelerators and ops; the last row says what they mean."""
     packages = _packages()
     try:
         torch = importlib.import_module("torch")
@@ -62,7 +58,7 @@ def _packages() -> list[Row]:
     except importlib.metadata.PackageNotFoundError:
         advice = "install it: make lab, or pip install -c constraints.txt -e ."
         return [Row("aigc-lib", "not installed", advice)]
-    rows = [Row("numpy", *_version("numpy"))]
+    rows = []
     for requirement in requirements:
         wanted, _, marker = requirement.partition(";")
         if not marker or "course" in marker:
@@ -82,24 +78,14 @@ def _version(name: str, wanted: str = "") -> tuple[str, str]:
 
 
 def within(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range of the kind that pyproject.toml uses.
+    """Whether "2.13.0+cpu" lies in ">=2.13,<2.14", by its numbers; true where nothing can tell."""
+    try:
+        from packaging.specifiers import SpecifierSet
+        from packaging.version import Version
 
-    Args:
-        version: such as "2.13.0+cpu"; only its leading numbers count.
-        wanted: such as ">=2.13,<2.14", or "" for anything.
-
-    Returns:
-        True if it does.
-    """
-
-    def numbers(text: str) -> tuple[int, ...]:
-        release = tuple(map(int, re.match(r"\d+(\.\d+)*", text)[0].split(".")))
-        return release + (0,) * (4 - len(release))
-
-    for low, bound in re.findall(r"(>=|<)\s*([\d.]+)", wanted):
-        if (numbers(version) >= numbers(bound)) != (low == ">="):
-            return False
-    return True
+        return SpecifierSet(wanted).contains(Version(version).base_version)
+    except (ImportError, ValueError):  # packaging comes with pip; some builds have odd versions
+        return True
 
 
 def _threads(torch) -> Row:
@@ -110,16 +96,14 @@ def _threads(torch) -> Row:
 
 
 def _cuda(torch) -> tuple[list[Row], bool]:
+    driver = shutil.which("nvidia-smi")
     if torch.version.cuda is None:
-        advice = ""
-        if shutil.which("nvidia-smi"):
-            advice = "there is an NVIDIA driver: the CUDA build of torch would use the card"
-        return [Row("CUDA", "torch is a build without CUDA", advice)], False
+        advice = "there is an NVIDIA driver: the CUDA build of torch would use the card"
+        return [Row("CUDA", "torch is a build without CUDA", advice if driver else "")], False
     if not torch.cuda.is_available():
-        advice = ""
-        if shutil.which("nvidia-smi"):
-            advice = f"the driver is too old for CUDA {torch.version.cuda}, or no card is free"
-        return [Row("CUDA", f"no usable device: {_cuda_problem(torch)}", advice)], False
+        advice = f"the driver is too old for CUDA {torch.version.cuda}, or no card is free"
+        found = f"no usable device: {_cuda_problem(torch)}"
+        return [Row("CUDA", found, advice if driver else "")], False
     rows = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -153,10 +137,9 @@ def _triton() -> Row:
     try:
         triton = importlib.import_module("triton")
     except ImportError:
-        advice = ""
-        if sys.platform == "linux" and platform.machine() == "x86_64":
-            advice = f"needed only by those who work on kernels: {INSTALL_KERNELS}"
-        return Row("Triton", "not installed", advice)
+        there_is_one = sys.platform == "linux" and platform.machine() == "x86_64"
+        advice = f"needed only by those who work on kernels: {INSTALL_KERNELS}"
+        return Row("Triton", "not installed", advice if there_is_one else "")
     except Exception as error:
         return Row("Triton", f"import fails: {error}", f"reinstall it: {INSTALL_KERNELS}")
     return Row("Triton", triton.__version__)
@@ -165,11 +148,9 @@ def _triton() -> Row:
 def _ops(torch, cuda_works: bool) -> list[Row]:
     """What each op takes when nobody chooses, and the measurement that this rests on."""
     dispatch = importlib.import_module("aigc_lib.ops.dispatch")
-    capability = None
-    if cuda_works:
-        properties = torch.cuda.get_device_properties(0)
-        capability = (properties.major, properties.minor)
-    return [Row(f"op {op}", dispatch.decision(op, capability)) for op in dispatch.OPS]
+    names = importlib.import_module("aigc_lib.ops.registry").NAMES
+    capability = torch.cuda.get_device_capability(0) if cuda_works else None
+    return [Row(f"op {op}", dispatch.decision(op, capability)) for op in names]
 
 
 def _tiers(cuda_works: bool) -> Row:

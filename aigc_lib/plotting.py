@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from aigc_lib import expect
+
 # Okabe and Ito 2008: eight colours that stay apart for colour-blind readers.
 PALETTE = {
     "blue": "#0072B2",
@@ -47,30 +49,15 @@ def use_style() -> None:
 def panels(
     titles: Sequence[str], *, rows: int = 1, width: float = 3.0, height: float = 3.0
 ) -> tuple[Figure, list[Axes]]:
-    """A row, or several rows, of titled axes.
+    """Titled axes in so many rows, one for each title; width and height of one in inches.
 
-    Args:
-        titles: one for each panel, row by row.
-        rows: number of rows; must divide the number of titles.
-        width: of one panel, in inches.
-        height: of one panel, in inches.
-
-    Returns:
-        The figure and its axes in the order of the titles.
-
-    Raises:
-        ValueError: the panels do not fill the rows.
+    Returns the figure and its axes, row by row. ValueError for titles that do not fill the rows.
     """
-    if rows < 1 or not titles or len(titles) % rows:
-        raise ValueError(f"expected titles that fill {rows} rows, got {len(titles)} titles")
+    fits = rows >= 1 and bool(titles) and len(titles) % rows == 0
+    expect.that(fits, f"titles that fill rows = {rows}", f"{len(titles)} titles")
     columns = len(titles) // rows
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(width * columns, height * rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (width * columns, height * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     axes = list(grid.flat)
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
@@ -78,19 +65,12 @@ def panels(
 
 
 def density(
-    ax: Axes,
-    log_density: Callable[[Tensor], Tensor],
-    points: Tensor,
-    *,
-    vmax: float | None = None,
+    ax: Axes, log_density: Callable[[Tensor], Tensor], points: Tensor, *, vmax: float | None = None
 ) -> None:
-    """Draw a density on a square grid as a picture.
+    """Draw exp(log_density(x)) on a square grid as a picture; `vmax` is the brightest colour.
 
-    Args:
-        ax: where to draw.
-        log_density: from (N, 2) points to (N,) log densities.
-        points: (N, 2) midpoints of a square grid, as `toy2d.grid` gives them.
-        vmax: density of the brightest colour; give several panels the same to compare them.
+    `points` (N, 2) are the grid's midpoints as `toy2d.grid` gives them, and their (N,) densities
+    come in natural logarithms. Several panels compare with one `vmax`.
     """
     side = round(len(points) ** 0.5)
     with torch.no_grad():
@@ -103,14 +83,7 @@ def density(
 
 
 def scatter(ax: Axes, points: Tensor, *, half_width: float, color: str = "blue") -> None:
-    """Draw points of the plane as small dots.
-
-    Args:
-        ax: where to draw.
-        points: (N, 2).
-        half_width: the axes run from −half_width to half_width.
-        color: a name of the palette.
-    """
+    """Draw points (N, 2) of the plane as small dots, on axes from −half_width to half_width."""
     x, y = points.detach().cpu().double().numpy().T
     ax.plot(x, y, ".", markersize=1.6, alpha=0.6, color=PALETTE[color])
     ax.set_xlim(-half_width, half_width)
@@ -121,18 +94,11 @@ def scatter(ax: Axes, points: Tensor, *, half_width: float, color: str = "blue")
 def images(ax: Axes, pixels: Tensor, *, columns: int) -> None:
     """Draw small grey images side by side, row by row, with a line between them and no axes.
 
-    Args:
-        ax: where to draw.
-        pixels: (N, 1, Y, X) from 0, black, to 1, white; N fills the rows.
-        columns: images in a row.
-
-    Raises:
-        ValueError: the images are of another shape, or do not fill the rows.
+    Pixels (N, 1, Y, X) go from 0, black, to 1, white. ValueError unless N fills rows of `columns`.
     """
-    if pixels.ndim != 4 or pixels.shape[1] != 1 or not len(pixels):
-        raise ValueError(f"expected images of shape (N, 1, Y, X), got {tuple(pixels.shape)}")
-    if columns < 1 or len(pixels) % columns:
-        raise ValueError(f"expected images that fill rows of {columns}, got {len(pixels)}")
+    expect.shaped((None, 1, None, None), pixels=pixels)
+    fits = columns >= 1 and len(pixels) > 0 and len(pixels) % columns == 0
+    expect.that(fits, f"images that fill rows of columns = {columns}", len(pixels))
     framed = F.pad(pixels.detach().cpu().double(), (1, 1, 1, 1), value=0.5)
     rows = framed[:, 0].unflatten(0, (-1, columns)).transpose(1, 2).flatten(2).flatten(0, 1)
     ax.imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -140,20 +106,8 @@ def images(ax: Axes, pixels: Tensor, *, columns: int) -> None:
 
 
 def curve(ax: Axes, values: Sequence[float], *, label: str, color: str, smooth: int = 1) -> None:
-    """Draw a value per step, averaged over windows of `smooth` steps.
-
-    Args:
-        ax: where to draw.
-        values: one for each step, at least `smooth`.
-        label: for the legend.
-        color: a name of the palette.
-        smooth: number of steps in one average.
-
-    Raises:
-        ValueError: there are fewer values than one window holds.
-    """
-    if not 1 <= smooth <= len(values):
-        raise ValueError(f"expected 1 <= smooth <= {len(values)} values, got {smooth}")
+    """Draw a value per step, averaged over whole windows of `smooth` steps, at their middles."""
+    expect.between(1, len(values), smooth=smooth)
     whole = len(values) // smooth * smooth
     means = np.asarray(values[:whole], dtype=float).reshape(-1, smooth).mean(1)
     ax.plot((np.arange(len(means)) + 0.5) * smooth, means, label=label, color=PALETTE[color])

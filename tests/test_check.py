@@ -281,6 +281,7 @@ def test_same_function_weighs_outputs_by_its_seed():
     ("one", "other"),
     [
         (lambda x: x, lambda x: (x, x)),
+        (lambda x: x, lambda x: (x, x.detach())),
         (lambda x: x, lambda x: x[:, None]),
         (lambda x: (x, x), lambda x: (x, x[:2])),
         (lambda x: (x, x > 0), lambda x: (x, x >= 1e-3)),
@@ -290,7 +291,18 @@ def test_same_function_weighs_outputs_by_its_seed():
         (lambda x: x.float().double(), lambda x: x),
         (lambda x: x, lambda x: x / (x > 9)),
     ],
-    ids=["number", "shape", "shape of one", "truth", "whole", "complex", "half", "float", "inf"],
+    ids=[
+        "number",
+        "constant",
+        "shape",
+        "shape of one",
+        "truth",
+        "whole",
+        "complex",
+        "half",
+        "float",
+        "inf",
+    ],
 )
 def test_same_function_rejects_other_numbers_shapes_and_dtypes(one, other):
     x = normal(4).abs() * 1e-3

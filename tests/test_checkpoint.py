@@ -107,6 +107,19 @@ def test_a_torch_save_file_is_named_a_pickle(tmp_path):
         checkpoint.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x05"])
+def test_a_file_whose_length_looks_like_a_pickle_is_read(tmp_path, start):
+    """The first bytes are the length of the header, and any length may come up."""
+    wanted = int.from_bytes(start, "little")
+    size, tree = 0, {}
+    for _ in range(2):
+        tree = {"pad": "x" * (wanted - size), "a": torch.ones(2)}
+        data = checkpoint.save(tmp_path / "a", tree).read_bytes()
+        size += int.from_bytes(data[:8], "little") - wanted
+    assert data[:2] == start
+    assert_same(checkpoint.load(tmp_path / "a"), tree)
+
+
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 

@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -22,38 +23,87 @@ def test_two_seeds_differ_in_every_generator():
         assert not torch.equal(torch.as_tensor(first), torch.as_tensor(other))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seed_out_of_range_is_named(seed):
-    with pytest.raises(ValueError, match=rf"expected a seed from 0 to 2\*\*32 - 1, got {seed}"):
-        device.seed_everything(seed)
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_every_seed_that_numpy_takes_is_taken(seed):
+    assert device.seed_everything(seed).initial_seed() == seed
 
 
-def test_best_device_computes():
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that so many CUDA devices, and Apple's GPU or not, are there."""
+
+    def pretend(cuda, mps):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best", "others"),
+    [
+        (0, False, "cpu", ["cpu"]),
+        (0, True, "mps", ["mps", "cpu"]),
+        (1, False, "cuda", ["cuda", "cuda:0", "cpu"]),
+        (2, True, "cuda", ["cuda", "cuda:0", "cuda:1", "mps", "cpu"]),
+    ],
+)
+def test_the_fastest_device_there_is_unless_another_is_named(machine, cuda, mps, best, others):
+    machine(cuda, mps)
+    assert device.best() == torch.device(best)
+    for name in others:
+        assert device.best(name) == torch.device(name)
+    for name in {"cuda", "cuda:0", "cuda:1", "cuda:2", "mps", "tpu", ""} - set(others):
+        with pytest.raises(ValueError, match=f"name .*'{others[-1]}'.* got '{name}'"):
+            device.best(name)
+
+
+def test_the_best_device_of_this_machine_computes():
     assert torch.ones(2, device=device.best()).sum() == 2
-    assert device.best("cpu").type == "cpu"
-
-
-def test_unknown_device_lists_those_of_this_machine():
-    with pytest.raises(ValueError, match=r"expected a device of this machine \(.*cpu\), got 'tpu'"):
-        device.best("tpu")
 
 
 def test_half_precision_is_for_new_cuda_cards_only(monkeypatch):
-    assert device.best_dtype(torch.device("cpu")) == torch.float32
-    for capability, dtype in [((7, 5), torch.float32), ((8, 0), torch.bfloat16)]:
+    for name in ("cpu", "mps"):
+        assert device.best_dtype(torch.device(name)) == torch.float32
+    capabilities = [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)]
+    for capability, dtype in capabilities:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert device.best_dtype(torch.device("cuda")) == dtype
 
 
-def test_thread_limit_never_exceeds_what_the_environment_allows(monkeypatch):
+@pytest.mark.parametrize(
+    ("maximum", "cores", "variable", "threads"),
+    [
+        (2, 8, "1", 1),
+        (1, 8, "64", 1),
+        (3, 8, "64", 3),
+        (8, 3, "64", 3),
+        (4, 8, "3", 3),
+        (4, 2, "", 2),
+        (2, 8, "0", 2),
+        (2, 8, "many", 2),
+        (2, None, "", 1),
+    ],
+)
+def test_threads_are_the_least_of_what_is_wanted_there_and_allowed(
+    monkeypatch, maximum, cores, variable, threads
+):
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert device.limit_threads(2) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert device.limit_threads(1) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert device.limit_threads(maximum) == torch.get_num_threads() == threads
     torch.set_num_threads(before)
 
 
-def test_zero_threads_are_refused():
-    with pytest.raises(ValueError, match="expected at least 1 thread, got 0"):
-        device.limit_threads(0)
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: device.seed_everything(-1), "seed"),
+        (lambda: device.seed_everything(2**32), "seed"),
+        (lambda: device.limit_threads(0), "maximum"),
+    ],
+)
+def test_bad_input_is_named(call, name):
+    with pytest.raises(ValueError, match=f"expected {name}"):
+        call()

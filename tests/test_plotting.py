@@ -42,7 +42,9 @@ def test_density_is_drawn_upright():
 
 def test_scatter_draws_every_point_on_its_axis():
     _, (ax,) = plotting.panels(["points"])
-    plotting.scatter(ax, torch.tensor([[1.0, 2.0], [3.0, -1.0]]), half_width=3.5)
+    plotting.scatter(ax, torch.tensor([[1.0, 2.0], [3.0, -1.0]]), half_width=3.5, color="sky")
+    assert ax.get_xlim() == ax.get_ylim() == (-3.5, 3.5)
+    assert ax.lines[0].get_color() == plotting.PALETTE["sky"]
     assert ax.lines[0].get_xdata().tolist() == [1, 3]
     assert ax.lines[0].get_ydata().tolist() == [2, -1]
 
@@ -67,13 +69,43 @@ def test_images_stand_row_by_row_and_upright():
     assert ax.images[0].get_clim() == (0, 1)
 
 
-def test_bad_input_is_named():
-    _, (ax,) = plotting.panels(["curve"])
-    with pytest.raises(ValueError, match="expected 1 <= smooth <= 1 values, got 2"):
-        plotting.curve(ax, [1.0], label="loss", color="blue", smooth=2)
-    with pytest.raises(ValueError, match="expected titles that fill 2 rows, got 3"):
-        plotting.panels(["a", "b", "c"], rows=2)
-    with pytest.raises(ValueError, match=r"expected images of shape \(N, 1, Y, X\), got \(4, 3\)"):
-        plotting.images(ax, torch.zeros(4, 3), columns=2)
-    with pytest.raises(ValueError, match="expected images that fill rows of 3, got 4"):
-        plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=3)
+def test_panels_stand_row_by_row_in_the_size_asked_for():
+    figure, axes = plotting.panels(["a", "b", "c", "d", "e", "f"], rows=2, width=2, height=1.5)
+    assert [ax.get_title() for ax in axes] == ["a", "b", "c", "d", "e", "f"]
+    places = [ax.get_subplotspec() for ax in axes]
+    assert [(p.rowspan.start, p.colspan.start) for p in places[::3]] == [(0, 0), (1, 0)]
+    assert figure.get_size_inches().tolist() == [6, 3]
+
+
+def test_a_density_is_drawn_to_scale():
+    _, (ax,) = plotting.panels(["density"])
+    points, _ = toy2d.grid(4)
+    plotting.density(ax, lambda x: x[:, 0].log().nan_to_num(-9.0), points, vmax=5.0)
+    picture = ax.images[0]
+    assert picture.get_clim() == (0, 5)
+    right = points[:, 0].reshape(4, 4)[:, -1].exp().log().double()
+    assert np.allclose(picture.get_array()[:, -1], right)
+    low, high = points.min().item(), points.max().item()
+    assert picture.get_extent() == [low, high, low, high]
+    assert ax.get_aspect() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda ax: plotting.panels(["a", "b", "c"], rows=2), "rows"),
+        (lambda ax: plotting.panels(["a"], rows=0), "rows"),
+        (lambda ax: plotting.panels([]), "rows"),
+        (lambda ax: plotting.curve(ax, [1.0], label="", color="blue", smooth=2), "smooth"),
+        (lambda ax: plotting.curve(ax, [1.0], label="", color="blue", smooth=0), "smooth"),
+        (lambda ax: plotting.images(ax, torch.zeros(4, 3), columns=2), "pixels"),
+        (lambda ax: plotting.images(ax, torch.zeros(4, 3, 2, 2), columns=2), "pixels"),
+        (lambda ax: plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=3), "columns"),
+        (lambda ax: plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=0), "columns"),
+        (lambda ax: plotting.images(ax, torch.zeros(0, 1, 2, 2), columns=1), "columns"),
+    ],
+)
+def test_bad_input_is_named(call, name):
+    _, (ax,) = plotting.panels(["panel"])
+    with pytest.raises(ValueError, match=f"expected.* {name}"):
+        call(ax)

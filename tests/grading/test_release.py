@@ -89,9 +89,3 @@ def test_a_wrong_private_folder_is_explained(kind, tmp_path, monkeypatch):
     with pytest.raises(Refusal, match=r"AIGC_ASSIGNMENTS|not a readable notebook"):
         release.sources(tmp_path / "course", PUBLIC)
     shutil.rmtree(private, ignore_errors=True)
-
-
-def test_nbgrader_finds_its_commands_without_an_activated_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert release.generate(tmp_path, release.sources(tmp_path, PUBLIC)) == ["99_tiny"]
-    assert (tmp_path / "release" / "99_tiny" / "99_tiny.ipynb").is_file()

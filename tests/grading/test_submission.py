@@ -176,7 +176,8 @@ def test_what_no_solution_needs_is_told(released, code):
 def test_honest_code_is_not_suspected(released):
     cell(released, "t1-solution").source = (
         "import math\nfrom torch import nn\nclass Net(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.grading = torch.zeros(3)\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.grading = torch.zeros(3)\n"
         "    def forward(self, x):\n        y = x.clone()\n        y[0] = 1\n        return y\n"
     )
     assert submission.suspicious(released) == []

@@ -117,8 +117,8 @@ for host in ("127.0.0.1", {address!r}):
 """
 SWALLOW = "get_ipython().input_transformers_cleanup.append(\n"
 SWALLOW += "    lambda lines: [] if any('grading' in line for line in lines) else lines)\n" + WRONG
-DEAF = "def mean(x):\n    while True:\n        try:\n            while True:\n"
-DEAF += "                pass\n        except BaseException:\n            pass\n"
+DEAF = "import time\ndef mean(x):\n    while True:\n        try:\n            time.sleep(999)\n"
+DEAF += "        except BaseException:\n            pass\n"
 MANY = "import os, time\nfor _ in range(12):\n    if not os.fork():\n"
 MANY += "        x = bytearray(b'x' * 400_000_000)\n        time.sleep(60)\ntime.sleep(60)\n"
 FORK = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
