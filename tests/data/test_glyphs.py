@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import itertools
 import math
 import random
@@ -267,6 +268,13 @@ def test_labels_tell_what_the_images_show():
         test = glyphs(300, seeded(1), size=16, split="held_out", characters=characters)
         reader = KNeighborsClassifier(3).fit(train.images.flatten(1), train.labels)
         assert reader.score(test.images.flatten(1), test.labels) > 0.85
+
+
+def test_the_presets_are_those_that_committed_results_and_weights_know():
+    full = (False, (0.54, 0.76), 15.0, 0.25, 0.25, (0.005, 0.035), 0.08)
+    easy = (True, (0.64, 0.7), 4.0, 0.05, 0.06, (0.015, 0.03), 0.03)
+    found = {name: dataclasses.astuple(preset) for name, preset in module.PRESETS.items()}
+    assert found == {"full": full, "easy": easy}
 
 
 def test_the_easy_preset_varies_less():

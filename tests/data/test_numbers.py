@@ -15,7 +15,7 @@ EDGES = sorted(
         if 0 < n <= numbers.LARGEST
     }
 )
-OTHERS = [*EDGES, *random.Random(0).sample(range(1, 1_000_000), 1000), 999_999]
+OTHERS = [*EDGES, *random.Random(0).sample(range(1, 1_000_000), 500), 999_999]
 # From the rules, by hand.
 KNOWN = {
     0: ("zero", "零"),
@@ -80,12 +80,11 @@ def test_english_is_built_of_its_thousands_and_hundreds():
 
 @pytest.mark.parametrize("form", numbers.FORMS)
 def test_every_form_is_read_back_as_text_and_as_tokens(form):
-    for n in [*range(2001), *OTHERS]:
+    for n in [*range(1001), *OTHERS]:
         text = numbers.write(n, form)
         assert numbers.read(text, form) == n
-        ids = numbers.encode(n, form)
+        ids = [numbers.BOS[form], *numbers.encode(n, form), numbers.EOS, numbers.PAD]
         assert numbers.decode(ids, form) == text
-        assert numbers.decode([numbers.BOS[form], *ids, numbers.EOS, numbers.PAD], form) == text
 
 
 def test_each_form_has_tokens_of_its_own():
@@ -167,7 +166,9 @@ def test_malformed_answers_are_decoded_as_they_are():
         "twenty hundred twenty-two"
     )
     assert numbers.decode([numbers.PAD, two], "chinese") == "<pad>two"
+    assert numbers.decode([two], "english") == "two"
     assert numbers.decode([two, numbers.EOS, -1], "english") == "two"
+    assert numbers.decode([*numbers.BOS.values(), two], "chinese") == "two"
 
 
 def test_a_batch_by_hand():
@@ -233,20 +234,24 @@ def test_training_and_held_out_numbers_never_meet():
 
 @pytest.mark.parametrize(("held_out", "first"), [(False, 1), (True, 3)])
 def test_each_number_of_digits_is_drawn_equally_often(held_out, first, generator):
-    drawn = numbers.sample(6000, generator, held_out=held_out).numbers
+    drawn = numbers.sample(3000, generator, held_out=held_out).numbers
     counts = torch.tensor([len(str(n)) for n in drawn.tolist()]).bincount(minlength=7)[first:]
-    expected = 6000 / len(counts)
-    assert counts.sum() == 6000
+    expected = 3000 / len(counts)
+    assert counts.sum() == 3000
     assert ((counts - expected).abs() < 4 * expected**0.5).all()
     if not held_out:
         small = drawn[drawn < 10].bincount(minlength=10)
-        assert ((small - 100).abs() < 40).all()
+        assert ((small - 50).abs() < 28).all()
 
 
 def test_each_direction_is_drawn_equally_often(generator):
-    batch = numbers.sample(2000, generator)
-    english = (batch.target_in[:, 0] == numbers.BOS["english"]).sum().item()
-    assert abs(english - 1000) < 4 * 500**0.5
+    batch = numbers.sample(3000, generator)
+    english = batch.target_in[:, 0] == numbers.BOS["english"]
+    text = [str(n) for n in batch.numbers.tolist()]
+    # Among all, among long numbers, and among those that begin with a large digit.
+    for some in (lambda n: True, lambda n: len(n) > 3, lambda n: n[0] > "5"):
+        among = english[[some(n) for n in text]]
+        assert abs(among.sum().item() - len(among) / 2) < 4 * (len(among) / 4) ** 0.5
 
 
 def test_the_generator_is_the_only_randomness():

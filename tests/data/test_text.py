@@ -12,6 +12,11 @@ from aigc_lib.data import text
 BOTH = pytest.mark.parametrize("make", [text.prose, text.code], ids=["prose", "code"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    text.prose(), text.code()
+
+
 def runs_of_eight(words):
     return {" ".join(words[i : i + 8]) for i in range(max(len(words) - 7, 1))}
 
@@ -72,7 +77,7 @@ def test_sizes(make, size, share):
 @BOTH
 def test_a_second_reading_gives_the_same_and_imports_nothing(make, monkeypatch):
     assert make() is make()
-    some = list(text._sources())[:80]
+    some = list(text._sources())[:40]
     monkeypatch.setattr(text, "_sources", lambda: iter(some))
     first, modules = make.__wrapped__(), set(sys.modules)
     assert make.__wrapped__() == first
