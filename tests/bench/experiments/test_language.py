@@ -384,8 +384,14 @@ def test_a_run_leaves_a_whole_result_and_does_not_touch_an_earlier_one(bench, ca
     assert list(contents(bench.folder)[1]["texts"]) == ["code"]
 
 
-def test_a_trial_runs_from_end_to_end(bench):
+def test_a_trial_runs_from_end_to_end(bench, monkeypatch):
     assert bench("--quick", "--seconds", "0.01") == 0
+    whole = language.train_and_score
+    monkeypatch.setattr(
+        language,
+        "train_and_score",
+        lambda *given, seed, budget: whole(*given, seed=seed, budget=budget / 100),
+    )
     assert bench("--quick", "--only", "prose") == 0
     assert not bench.folder.exists()
     (content,) = contents(bench.folder.with_name("trials"))

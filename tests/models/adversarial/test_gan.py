@@ -120,6 +120,8 @@ def test_a_batch_of_one_keeps_its_axis():
         assert model(normal(1, 2)).shape == ((1, width) if width else (1,))
     for kind, shape in ((DCGANGenerator, (1, 1, 8, 8)), (DCGANDiscriminator, (1,))):
         assert noisy(kind).eval()(inputs(kind, 1), labels(1)).shape == shape
+        untold = noisy(kind, DCGANConfig(**SMALL | {"num_classes": 0})).eval()
+        assert untold(inputs(kind, 1)).shape == shape
 
 
 def test_fresh_perceptrons_start_as_torchs_do():
