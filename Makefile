@@ -11,16 +11,16 @@ help: ## what each target does (this list)
 lab: ## study: JupyterLab on study/, your copy of the chapters [PORT=8888] [TORCH_INDEX=…]
 	$(COURSE) tools.study.lab --port "$(PORT)"
 
-test: ## everything: lint, unit tests, every chapter executed and its proofs compared
+test: ## everything: lint, unit tests, kernels, every notebook executed and its proofs compared
 	$(COURSE) tools.study.suite
 
-check: ## the quick version: lint, unit tests without a browser, one chapter [CHAPTER=00]
-	$(COURSE) tools.study.suite --only check --chapter "$(or $(CHAPTER),00)"
+check: ## what your change can have broken, in 3 minutes [SINCE=main~3]
+	$(COURSE) tools.study.suite --only check --since "$(SINCE)"
 
 run: ## execute one chapter without a browser: CHAPTER=00 [RUN=minute|coffee|gpu]
 	$(COURSE) tools.study.run --chapter "$(CHAPTER)" --tier "$(or $(RUN),minute)"
 
-refresh: ## execute chapters and store their outputs [CHAPTER=00], for authors
+refresh: ## execute all chapters, or one, and store their outputs, for authors [CHAPTER=00]
 	$(COURSE) tools.study.refresh --chapter "$(CHAPTER)"
 
 book: ## render the book into _build/html/
@@ -48,7 +48,7 @@ kernels: ## Triton kernels without a GPU: interpreted against references, compil
 bench: ## race the ops against their peers, about 3 minutes on a CPU [ONLY="norm attention"]
 	$(COURSE) bench $(if $(ONLY),--only $(ONLY))
 
-lint: ## ruff on code and notebooks, pydoclint on docstrings
+lint: ## ruff on code and notebooks
 	$(COURSE) tools.study.suite --only lint
 
 doctor: ## what this machine can run

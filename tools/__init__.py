@@ -7,37 +7,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Every notebook runs with the same two threads; a missing glyph is a fault, not a warning. A thread
-# that waits spins for some microseconds, then sleeps: to sleep at once makes small models two to
-# three times slower, to spin for long does so where others want the cores.
-KERNEL_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "2",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "30000",
-    "PYTHONWARNINGS": "error:Glyph",
-}
+# Every notebook runs on one thread, so that several run side by side and take the same time on any
+# machine; a missing glyph is a fault, not a warning.
+KERNEL_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error:Glyph"}
 
 
 class Refusal(Exception):
     """Something that the person at the keyboard can mend: its text is shown, without traceback."""
 
 
-def num_workers() -> int:
-    """How many processes may work side by side: the cores that this process may use, at most 4.
+def kernel_environment(root: Path = ROOT) -> dict[str, str]:
+    """What a notebook's kernel starts with: KERNEL_ENVIRONMENT, and `root` first on its path.
 
-    Returns:
-        At least 1.
+    A kernel starts in chapters/, so it would otherwise import the library of the clone from which
+    the environment was installed, not that of the clone it stands in.
     """
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return os.environ | KERNEL_ENVIRONMENT | {"PYTHONPATH": path}
+
+
+def num_workers() -> int:
+    """How many processes may work side by side: the cores that this process may use, at most 4."""
     allowed = getattr(os, "sched_getaffinity", None)
     return min(4, len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
 def command(main: Callable[[], int]) -> None:
-    """Run a module's `main` as a command and leave with its exit code.
+    """Run a module's `main` and leave with the exit code that it returns.
 
-    Args:
-        main: returns the exit code; what it refuses is printed as plain text, with exit code 1,
-            and so is what the system refuses: a full disk, a read-only folder.
+    What it refuses is printed as plain text, with exit code 1, and so is what the system refuses:
+    a full disk, a read-only folder.
     """
     try:
         code = main()
@@ -51,12 +50,7 @@ def command(main: Callable[[], int]) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is at every moment either the old or the new one.
-
-    Args:
-        path: where to; the folder is made if it is missing.
-        content: what the file is to hold.
-    """
+    """Write a file so that it is always the old or the new one; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

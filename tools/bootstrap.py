@@ -53,14 +53,7 @@ class SetUpError(Exception):
 
 
 def check_python(version: tuple) -> None:
-    """Refuse a Python that is too old for the course.
-
-    Args:
-        version: as `sys.version_info`.
-
-    Raises:
-        SetUpError: it is too old.
-    """
+    """Refuse a Python, given as `sys.version_info`, that is too old for the course."""
     if tuple(version[:2]) < OLDEST:
         have, need = ".".join(map(str, version[:3])), ".".join(map(str, OLDEST))
         raise SetUpError(
@@ -70,23 +63,14 @@ def check_python(version: tuple) -> None:
 
 
 def venv_python(root: Path) -> Path:
-    """The Python of the course's environment.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        Its path, whether or not it exists.
-    """
+    """The Python of the course's environment, whether or not it exists."""
     return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def ensure(root: Path, install: Callable) -> None:
     """Bring the environment to what it should be; do nothing if it is that already.
 
-    Args:
-        root: the repository.
-        install: called with (root, torch_index, fresh) if there is something to install.
+    `install` is called with (root, torch_index, fresh) if there is something to install.
     """
     stamp = root / ".venv" / ".ready"
     try:
@@ -116,14 +100,7 @@ def ensure(root: Path, install: Callable) -> None:
 def lock(root: Path) -> IO:
     """Keep a second terminal from setting up in the same folder at the same time.
 
-    Args:
-        root: the repository.
-
-    Returns:
-        An open file; whoever closes it gives the lock back.
-
-    Raises:
-        SetUpError: another process is setting up.
+    Whoever closes the file gives the lock back.
     """
     (root / "build").mkdir(exist_ok=True)
     file = (root / "build" / "setup.lock").open("w")
@@ -137,15 +114,9 @@ def lock(root: Path) -> IO:
 
 
 def install(root: Path, torch_index: str, fresh: bool) -> None:
-    """Build the environment, or bring it up to date.
+    """Build the environment from nothing if `fresh`, else bring it up to date.
 
-    Args:
-        root: the repository.
-        torch_index: the wheel index that torch comes from, "" for pip's own choice.
-        fresh: whether to start from nothing.
-
-    Raises:
-        SetUpError: venv is missing, the disk is full, there is no network, or pip failed.
+    torch comes from the wheel index `torch_index`, "" for pip's own choice.
     """
     start = time.time()
     if fresh:
@@ -174,12 +145,7 @@ def install(root: Path, torch_index: str, fresh: bool) -> None:
 
 
 def announce(root: Path, torch_index: str) -> None:
-    """Say what set-up will download, and how much of it.
-
-    Args:
-        root: the repository.
-        torch_index: the wheel index that torch comes from, "" for pip's own choice.
-    """
+    """Say what set-up will download, and how much of it."""
     print(f"Setting up .venv, once, in a few minutes. To download: {PACKAGES}, and torch:")
     if torch_index:
         print(f"  from {torch_index}")
@@ -194,14 +160,7 @@ def announce(root: Path, torch_index: str) -> None:
 
 
 def no_space(root: Path) -> SetUpError:
-    """The error for a disk that is full, or too full to begin.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        The error to raise.
-    """
+    """The error for a disk that is full, or too full to begin."""
     folders = {str(root), tempfile.gettempdir()}
     free = ", ".join(f"{shutil.disk_usage(f).free / 1e9:.1f} GB in {f}" for f in sorted(folders))
     return SetUpError(
@@ -211,15 +170,7 @@ def no_space(root: Path) -> SetUpError:
 
 
 def run(arguments: list, root: Path) -> None:
-    """Run one step; its output goes to the log and, in a terminal, to one line that is rewritten.
-
-    Args:
-        arguments: the command.
-        root: the repository.
-
-    Raises:
-        SetUpError: the step failed; the text says why.
-    """
+    """Run one step; its output goes to the log and, in a terminal, to one line, rewritten."""
     lines = []
     terminal = sys.stdout.isatty()
     try:
@@ -250,15 +201,7 @@ def run(arguments: list, root: Path) -> None:
 
 
 def failure(output: str, root: Path) -> SetUpError:
-    """Find the reason of a failed step in its output.
-
-    Args:
-        output: what the step printed.
-        root: the repository.
-
-    Returns:
-        The error to raise.
-    """
+    """The error to raise for a failed step, with the reason found in its output."""
     if NO_SPACE.search(output):
         return no_space(root)
     if NO_NETWORK.search(output):
@@ -272,14 +215,7 @@ def failure(output: str, root: Path) -> SetUpError:
 
 
 def main(arguments: list) -> int:
-    """Set up, then become the module that was asked for.
-
-    Args:
-        arguments: what to hand to the environment's Python, from `-m` on.
-
-    Returns:
-        The exit code.
-    """
+    """Set up, then become the environment's Python with these arguments, from `-m` on."""
     try:
         check_python(sys.version_info)
         ensure(ROOT, install)
@@ -299,12 +235,7 @@ def main(arguments: list) -> int:
 def become(command: list, environment: dict) -> int:
     """Turn this process into another program, which then gets every signal itself.
 
-    Args:
-        command: the program and its arguments.
-        environment: its environment.
-
-    Returns:
-        Its exit code on Windows, where a process can't be replaced; elsewhere nothing returns.
+    On Windows, where a process can't be replaced, the exit code comes back.
     """
     if os.name == "nt":
         return subprocess.call(command, env=environment)

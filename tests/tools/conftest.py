@@ -1,4 +1,4 @@
-"""A small course in a temporary folder, with this repository's tools, to run commands in."""
+"""A small course in a temporary folder, to run commands in, with this repository's tools."""
 
 import os
 import shutil
@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import v4
+
+from tools.study import refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = """
@@ -66,21 +68,32 @@ def good_chapter() -> nbformat.NotebookNode:
 
 
 class Course:
-    """A copy of the repository's machinery with one chapter of its own."""
+    """A course with one chapter of its own."""
 
     def __init__(self, root: Path):
         self.root = root
         self.chapter = root / "chapters" / "00_start.ipynb"
-        shutil.copytree(ROOT / "tools", root / "tools", ignore=shutil.ignore_patterns("__py*"))
-        for name in ("pyproject.toml", "constraints.txt", "Makefile"):
-            shutil.copy(ROOT / name, root)
         (root / "book.toml").write_text(BOOK, encoding="utf-8")
         (root / "chapters").mkdir()
         self.write(good_chapter())
 
+    def take_tools(self) -> None:
+        """Give it a copy of this repository's machinery, to run commands with."""
+        if not (self.root / "tools").exists():
+            skip = shutil.ignore_patterns("__py*")
+            shutil.copytree(ROOT / "tools", self.root / "tools", ignore=skip)
+            for name in ("pyproject.toml", "constraints.txt", "Makefile"):
+                shutil.copy(ROOT / name, self.root)
+
     def write(self, nb: nbformat.NotebookNode) -> None:
         """Make this the chapter."""
         nbformat.write(nb, self.chapter)
+
+    def write_cells(self, *sources: str) -> nbformat.NotebookNode:
+        """Make a notebook of these code cells alone the chapter: it breaks rules, but runs fast."""
+        nb = v4.new_notebook(cells=[v4.new_code_cell(source) for source in sources])
+        self.write(nb)
+        return nb
 
     def read(self) -> nbformat.NotebookNode:
         """The chapter as it is now."""
@@ -88,6 +101,7 @@ class Course:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Run `python -m` something in the course; its output is text, both streams together."""
+        self.take_tools()
         return subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root,
@@ -102,6 +116,22 @@ class Course:
 def course(tmp_path: Path) -> Course:
     """A fresh course for one test."""
     return Course(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def refreshed(tmp_path_factory) -> Course:
+    """A course, refreshed, in whose chapter nothing is wrong; with a library of its own."""
+    course = Course(tmp_path_factory.mktemp("refreshed"))
+    nb = good_chapter()
+    nb.cells[4].source += "\nimport os\n\nimport aigc_lib"
+    nb.cells[11].source += "\nprint(os.getcwd(), os.environ['OMP_NUM_THREADS'], aigc_lib.OWN)"
+    nb.cells.insert(14, v4.new_markdown_cell("**Figure.** A line that rises to one."))
+    course.write(nb)
+    (course.root / "aigc_lib").mkdir()
+    (course.root / "aigc_lib" / "__init__.py").write_text("OWN = 'of this tree'")
+    (course.root / "README.md").write_text("<!-- chapters -->\n<!-- /chapters -->\n")
+    assert refresh.main(["--chapter", "00"], course.root) == 0
+    return course
 
 
 @pytest.fixture

@@ -185,6 +185,7 @@ def test_main_says_what_went_wrong_without_traceback(monkeypatch, capsys, error,
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
 def test_the_module_runs_in_the_environment_and_its_exit_code_comes_through(course):
+    course.take_tools()
     python = bootstrap.venv_python(course.root)
 
     def install(root, torch_index, fresh):

@@ -4,6 +4,7 @@ import re
 import tomllib
 from itertools import chain
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -16,6 +17,14 @@ REQUIREMENTS = {
     canonicalize_name(requirement.name): requirement
     for requirement in map(Requirement, chain(PROJECT["dependencies"], *EXTRAS.values()))
 }
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.M)
+TEXTS = [
+    ROOT / ".ci" / "run",
+    *sorted((ROOT / ".github").rglob("*.yml")),
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "site").glob("*.md")),
+]
 
 
 def test_conda_installs_what_pip_installs():
@@ -49,10 +58,30 @@ def test_the_set_up_asks_for_known_extras_and_the_same_python():
     assert PROJECT["requires-python"] == ">={}.{}".format(*bootstrap.OLDEST)
 
 
+def is_module(name):
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
 def test_every_make_target_is_explained_and_names_a_module():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    phony = makefile.partition(".PHONY:")[2].partition("\n\n")[0].replace("\\", "").split()
-    assert re.findall(r"^([a-z-]+):.*## ", makefile, re.M) == phony
-    for module in re.findall(r"\$\(COURSE\) (\S+)", makefile):
-        path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    phony = MAKEFILE.partition(".PHONY:")[2].partition("\n\n")[0].replace("\\", "").split()
+    assert phony == TARGETS
+    for module in re.findall(r"\$\(COURSE\) (\S+)", MAKEFILE):
+        assert is_module(module), module
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_is_called_exists(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|`|run: |=1 )make ([a-z-]+)", text, re.M):
+        assert target in TARGETS, target
+    for module in re.findall(r"python3? -m ([\w.]+)", text):
+        assert is_module(module) or module in {"venv", "pip"}, module
+    for file in re.findall(r"\btools/[\w/]+\.py\b", text):
+        assert (ROOT / file).is_file(), file
+
+
+def test_ci_runs_the_readmes_test_command_with_browser_and_sandbox_compulsory():
+    last = (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1]
+    assert last == "AIGC_REQUIRE_BROWSER=1 AIGC_REQUIRE_SANDBOX=1 make test"
+    assert "\nmake test " in (ROOT / "README.md").read_text(encoding="utf-8")

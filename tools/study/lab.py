@@ -20,12 +20,7 @@ ORIGIN = ".origin.json"  # for each copy: digests of the chapter that it was mad
 def update(root: Path, book: manifest.Book) -> list[str]:
     """Bring study/ up to date: the chapters, and the results that they show.
 
-    Args:
-        root: the repository.
-        book: the manifest.
-
-    Returns:
-        One line for each file that the learner has changed and that was therefore kept.
+    Returns one line for each file that the learner has changed and that was therefore kept.
     """
     study, chapters = root / "study", root / "chapters"
     study.mkdir(exist_ok=True)
@@ -51,14 +46,7 @@ def update(root: Path, book: manifest.Book) -> list[str]:
 
 
 def own(path: Path) -> str:
-    """A digest of what a learner may make their own: in a notebook, the text and kind of each cell.
-
-    Args:
-        path: a file; a notebook's outputs and metadata don't count.
-
-    Returns:
-        The digest.
-    """
+    """A digest of what a learner may make their own: in a notebook, each cell's text and kind."""
     content = path.read_bytes()
     if path.suffix == ".ipynb":
         try:
@@ -78,15 +66,7 @@ def _read_origin(path: Path) -> dict[str, dict[str, str]]:
 
 
 def jupyter(root: Path, port: str) -> tuple[list[str], dict[str, str]]:
-    """How to start JupyterLab here.
-
-    Args:
-        root: the repository.
-        port: the port to begin at; "" for JupyterLab's own.
-
-    Returns:
-        The command and its environment.
-    """
+    """The command that starts JupyterLab here, from `port` on if one is named, its environment."""
     line = [sys.executable, "-m", "jupyterlab", str(root / "study"), "--log-level=WARN"]
     if port:
         line.append(f"--ServerApp.port={port}")
@@ -96,19 +76,12 @@ def jupyter(root: Path, port: str) -> tuple[list[str], dict[str, str]]:
     if sys.platform.startswith("linux") and not any(map(os.environ.get, screen)):
         line.append("--no-browser")
     # Its default settings: no question about news, no look for newer versions.
-    path = [str(root / "tools" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    path = [str(root / "tools" / "study" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     return line, os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, path))}
 
 
 def main() -> int:
-    """Bring study/ up to date and become JupyterLab.
-
-    Returns:
-        The exit code, where JupyterLab runs as a child.
-
-    Raises:
-        Refusal: the port is no number.
-    """
+    """Bring study/ up to date and become JupyterLab."""
     parser = argparse.ArgumentParser(prog="make lab", description=__doc__)
     parser.add_argument("--port", default="", help="where to begin to look for a free port")
     port = parser.parse_args().port

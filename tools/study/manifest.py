@@ -1,6 +1,7 @@
 """Read and check book.toml, the only list of chapters."""
 
 import dataclasses
+import graphlib
 import re
 import tomllib
 from pathlib import Path
@@ -18,7 +19,7 @@ class Chapter:
     title: str
     title_zh: str
     needs: tuple[str, ...]  # files of the chapters to read before
-    seconds: int  # to run, on two idle CPU cores
+    seconds: int  # to run on one thread of an idle CPU
     minutes: int  # to read
     assignment: str | None = None
 
@@ -28,25 +29,11 @@ class Chapter:
         return self.file[:2]
 
     def notebook(self, root: Path = ROOT) -> Path:
-        """Where the chapter's notebook is.
-
-        Args:
-            root: the repository.
-
-        Returns:
-            The path of the committed notebook.
-        """
+        """Where the committed notebook is."""
         return root / "chapters" / f"{self.file}.ipynb"
 
     def homework(self, root: Path = ROOT) -> Path:
-        """Where the source of the chapter's assignment is, if it has one.
-
-        Args:
-            root: the repository.
-
-        Returns:
-            The path of the notebook with its solutions.
-        """
+        """Where the source of the chapter's assignment is, solutions included, if it has one."""
         return root / "assignments" / str(self.assignment) / f"{self.assignment}.ipynb"
 
 
@@ -63,17 +50,7 @@ class Book:
 
 
 def load(root: Path = ROOT) -> Book:
-    """Read book.toml and check it against the files beside it.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        The book.
-
-    Raises:
-        Refusal: book.toml is missing or wrong; the message names the entry.
-    """
+    """Read book.toml and check it against the files beside it; a Refusal names the wrong entry."""
     try:
         data = tomllib.loads((root / "book.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -100,17 +77,9 @@ def load(root: Path = ROOT) -> Book:
 
 
 def find(book: Book, name: str) -> Chapter:
-    """The chapter that a person means.
+    """The chapter that a person means by its number ("00") or its file ("00_start_here").
 
-    Args:
-        book: where to look.
-        name: a chapter's number ("00") or its file ("00_start_here").
-
-    Returns:
-        The chapter.
-
-    Raises:
-        Refusal: there is no such chapter; the message lists those there are.
+    The Refusal of any other name lists those that there are.
     """
     for chapter in book.chapters:
         if name in (chapter.number, chapter.file):
@@ -118,6 +87,19 @@ def find(book: Book, name: str) -> Chapter:
     known = ", ".join(chapter.file for chapter in book.chapters)
     asked = f"no chapter {name!r}" if name else "which chapter? CHAPTER=… is missing"
     raise Refusal(f"{asked}; book.toml has: {known} (CHAPTER=00 is enough)")
+
+
+def notebooks(book: Book) -> dict[str, float]:
+    """Every notebook, by its path from the repository's root, with about the seconds it takes.
+
+    An assignment is taken for half as long as its chapter.
+    """
+    seconds = {}
+    for chapter in book.chapters:
+        seconds[chapter.notebook(Path()).as_posix()] = float(chapter.seconds)
+        if chapter.assignment:
+            seconds[chapter.homework(Path()).as_posix()] = chapter.seconds / 2
+    return seconds
 
 
 def _chapter_name(table: dict[str, Any], place: int) -> str:
@@ -177,17 +159,8 @@ def _check_needs(chapters: tuple[Chapter, ...]) -> None:
         for need in chapter.needs:
             if need not in files:
                 raise Refusal(f"book.toml: chapter {chapter.file!r}: needs unknown {need!r}")
-    waiting = {chapter.file: set(chapter.needs) for chapter in chapters}
-    while waiting:
-        ready = {file for file, needs in waiting.items() if not needs & waiting.keys()}
-        if not ready:
-            raise Refusal(f"book.toml: needs run in a circle: {_circle(waiting)}")
-        waiting = {file: needs for file, needs in waiting.items() if file not in ready}
-
-
-def _circle(waiting: dict[str, set[str]]) -> str:
-    """A circle among chapters each of which waits for another one."""
-    path = [next(iter(waiting))]
-    while path[-1] not in path[:-1]:
-        path.append(min(waiting[path[-1]] & waiting.keys()))
-    return " needs ".join(path[path.index(path[-1]) :])
+    try:
+        graphlib.TopologicalSorter({c.file: c.needs for c in chapters}).prepare()
+    except graphlib.CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise Refusal(f"book.toml: needs run in a circle: {circle}") from None

@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from tools import KERNEL_ENVIRONMENT, Refusal, write_file
+from tools import ROOT, Refusal, kernel_environment, write_file
 
 TIERS = ("minute", "coffee", "gpu")
 BAR = re.compile(r"\d+%\|.*\||\d+\S* \[\d\d:\d\d")
@@ -31,17 +31,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a notebook.
-
-    Args:
-        path: an .ipynb file.
-
-    Returns:
-        The notebook, in the current format.
-
-    Raises:
-        Refusal: it is not a notebook.
-    """
+    """Read a notebook, into the current format; refuse what is none."""
     try:
         nb = nbformat.read(path, as_version=4)
         nbformat.validate(nb)
@@ -54,64 +44,31 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(nb: NotebookNode, path: Path) -> None:
-    """Write a notebook so that the file is at every moment either the old or the new one.
-
-    Args:
-        nb: the notebook.
-        path: where to; the folder is made if it is missing.
-    """
+    """Write a notebook so that the file is always the old or the new one."""
     write_file(path, (nbformat.writes(nb) + "\n").encode())
 
 
 def cell_name(nb: NotebookNode, index: int) -> str:
-    """How messages name a cell.
-
-    Args:
-        nb: the notebook.
-        index: the cell's place, from 0.
-
-    Returns:
-        Its number, from 1, and the beginning of its text.
-    """
+    """How messages name a cell: its number, from 1, and the beginning of its text."""
     first = next(iter(nb.cells[index].source.strip().splitlines()), "empty")
     return f"cell {index + 1} ({first[:50]})"
 
 
 def has_tag(cell: NotebookNode, tag: str) -> bool:
-    """Whether a cell carries a tag.
-
-    Args:
-        cell: a cell.
-        tag: the tag's name.
-
-    Returns:
-        True if it does.
-    """
+    """Whether a cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
 def code_hash(nb: NotebookNode) -> str:
-    """A digest of the code cells; stored with the outputs, it tells when these are stale.
-
-    Args:
-        nb: the notebook.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """A digest of the code cells; stored with the outputs, it tells when these are stale."""
     sources = [cell.source for cell in nb.cells if cell.cell_type == "code"]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
 
 
 def set_tier(nb: NotebookNode, tier: str) -> None:
-    """Choose how long the notebook trains, in the cell tagged `parameters`.
+    """Choose how long the notebook trains, one of TIERS, in its cell tagged `parameters`.
 
-    Args:
-        nb: the notebook, changed in place.
-        tier: one of TIERS.
-
-    Raises:
-        Refusal: there is no such tier, or the notebook has only the shortest.
+    A notebook without that cell has only the shortest tier.
     """
     if tier not in TIERS:
         raise Refusal(f"no tier {tier!r}; RUN is one of {', '.join(TIERS)}")
@@ -136,54 +93,51 @@ def _socket_folder() -> str:
 def channels() -> dict[str, str]:
     """How to talk to one new kernel: over Unix sockets, which need no network and never clash.
 
-    Over TCP, kernels that start at the same time sometimes take each other's ports.
-
-    Returns:
-        Settings for a kernel manager; none on Windows, which has nothing but TCP.
+    Over TCP, kernels that start at the same time sometimes take each other's ports. The result is
+    for a kernel manager; it is empty on Windows, which has nothing but TCP.
     """
     if os.name == "nt":
         return {}
     return {"transport": "ipc", "ip": f"{_socket_folder()}/{uuid.uuid4().hex[:8]}"}
 
 
-def execute(nb: NotebookNode, folder: Path) -> float:
-    """Run all cells in a fresh kernel, with a progress bar; outputs go into the notebook.
+def execute(nb: NotebookNode, folder: Path, root: Path = ROOT, bar: bool = True) -> float:
+    """Run all cells in a fresh kernel in `folder`, with a progress bar; the seconds that took.
 
-    Args:
-        nb: the notebook, changed in place; after an error it holds what ran until then.
-        folder: the kernel's working directory.
-
-    Returns:
-        The seconds that the cells took.
-
-    Raises:
-        Refusal: a cell failed or the kernel died; the text holds the cell's traceback.
+    Outputs go into the notebook. The library is that of `root`. A Refusal holds the traceback of
+    the cell that failed; the notebook then holds what ran until there.
     """
     code = [index for index, cell in enumerate(nb.cells) if cell.cell_type == "code"]
     for index in code:
         nb.cells[index].update(outputs=[], execution_count=None)
     client = NotebookClient(nb, timeout=None, record_timing=False, shutdown_kernel="immediate")
     client.km = AsyncKernelManager(kernel_name="python3", **channels())
-    environment = os.environ | KERNEL_ENVIRONMENT
-    with client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment), _bar(code) as bar:
+    environment = kernel_environment(root)
+    with (
+        client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment),
+        _bar(code, bar) as cells,
+    ):
         start = time.perf_counter()
-        for index in bar:
-            bar.set_description_str(cell_name(nb, index))
+        for index in cells:
+            cells.set_description_str(cell_name(nb, index))
             _execute_cell(client, nb, index)
         return time.perf_counter() - start
 
 
 @contextlib.contextmanager
-def _bar(cells: list[int]) -> Iterator[tqdm]:
-    """A progress bar whose clock goes on during a long cell, if there is a terminal to see it."""
+def _bar(cells: list[int], shown: bool) -> Iterator[tqdm]:
+    """A progress bar whose clock goes on during a long cell."""
     done = threading.Event()
 
     def tick() -> None:
         while not done.wait(1):
             bar.refresh()
 
-    with tqdm(cells, bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}") as bar:
-        if sys.stderr.isatty():
+    off = not (shown and sys.stderr.isatty())
+    with tqdm(
+        cells, bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}", disable=off
+    ) as bar:
+        if not off:
             threading.Thread(target=tick, daemon=True).start()
         try:
             yield bar
@@ -207,15 +161,9 @@ def _execute_cell(client: NotebookClient, nb: NotebookNode, index: int) -> None:
 
 
 def normalise(nb: NotebookNode, seconds: float) -> NotebookNode:
-    """The notebook as it is committed: nothing in it that differs from machine to machine.
+    """A notebook that ran in `seconds`, as it is committed: the same on any machine.
 
-    Args:
-        nb: a notebook that was just run.
-        seconds: how long that took.
-
-    Returns:
-        A new notebook: metadata reduced, ids and figures numbered, progress bars dropped,
-        streams merged.
+    Metadata are reduced, ids and figures numbered, progress bars dropped, streams merged.
     """
     title = re.match(r"# (\d+)\.", nb.cells[0].source) if nb.cells else None
     cells, captions = [], 0

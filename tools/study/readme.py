@@ -1,4 +1,4 @@
-"""`python -m tools.study.readme [--check]`: the READMEs' table, from book.toml, and their figure."""
+"""`python -m tools.study.readme [--check]`: the READMEs' table, as in book.toml, and figure."""
 
 import argparse
 import base64
@@ -14,15 +14,7 @@ TABLE = re.compile(r"(<!-- chapters -->\n).*?(<!-- /chapters -->)", re.S)
 
 
 def table(book: manifest.Book, chinese: bool) -> str:
-    """The chapters as a Markdown table.
-
-    Args:
-        book: the manifest.
-        chinese: whether titles and headings are Chinese.
-
-    Returns:
-        The table's lines.
-    """
+    """The chapters as a Markdown table, with English or Chinese titles and headings."""
     if chinese:
         lines = ["| 章节 | 先修 | 运行 | 阅读 |"]
         units = "约 {} 秒", "{} 分钟"
@@ -43,18 +35,7 @@ def table(book: manifest.Book, chinese: bool) -> str:
 
 
 def updated(path: Path, book: manifest.Book) -> str:
-    """A README with its table brought up to date.
-
-    Args:
-        path: the README; "zh" in its name asks for Chinese.
-        book: the manifest.
-
-    Returns:
-        The whole text.
-
-    Raises:
-        Refusal: the place for the table isn't marked.
-    """
+    """A README's text with its table up to date, in Chinese if its name says "zh"."""
     text = path.read_text(encoding="utf-8")
     rows = table(book, ".zh." in path.name)
     text, found = TABLE.subn(lambda match: match[1] + rows + match[2], text)
@@ -64,15 +45,7 @@ def updated(path: Path, book: manifest.Book) -> str:
 
 
 def figure(root: Path, book: manifest.Book) -> bytes | None:
-    """The picture of the READMEs: what the first cell tagged `readme-figure` drew.
-
-    Args:
-        root: the repository.
-        book: the manifest.
-
-    Returns:
-        A PNG file; None if no chapter has such a cell with a picture.
-    """
+    """The picture of the READMEs, a PNG: what the first cell tagged `readme-figure` drew."""
     for chapter in book.chapters:
         for cell in read(chapter.notebook(root)).cells:
             for output in cell.outputs if has_tag(cell, "readme-figure") else []:
@@ -82,15 +55,7 @@ def figure(root: Path, book: manifest.Book) -> bytes | None:
 
 
 def write(root: Path, book: manifest.Book) -> list[str]:
-    """Bring the tables of all READMEs and their figure up to date.
-
-    Args:
-        root: the repository.
-        book: the manifest.
-
-    Returns:
-        The names of the files that were behind.
-    """
+    """Bring the tables of all READMEs and their figure up to date; returns what was behind."""
     behind = stale(root, book)
     for name, content in _wanted(root, book).items():
         if name in behind:
@@ -99,15 +64,7 @@ def write(root: Path, book: manifest.Book) -> list[str]:
 
 
 def stale(root: Path, book: manifest.Book) -> list[str]:
-    """The READMEs whose table differs from book.toml, and the figure if it is not the chapter's.
-
-    Args:
-        root: the repository.
-        book: the manifest.
-
-    Returns:
-        Their names.
-    """
+    """The READMEs whose table differs from book.toml, and the figure if it is not the chapter's."""
     wanted = _wanted(root, book).items()
     return [name for name, content in wanted if _content(root / name) != content]
 
@@ -123,11 +80,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def main() -> int:
-    """Write tables and figure, or only look with --check.
-
-    Returns:
-        The exit code, 1 if --check found a file that is behind.
-    """
+    """Write tables and figure, or only look with --check, which ends with 1 if one is behind."""
     parser = argparse.ArgumentParser(prog="python -m tools.study.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     if not parser.parse_args().check:

@@ -1,55 +1,73 @@
 """`make refresh [CHAPTER=00]`: run chapters and commit to what they print.
 
-A chapter's file is replaced only if every cell ran and nothing in it breaks a rule.
+A chapter's file is replaced only if every cell ran and nothing in it breaks a rule. Without a name
+all chapters run, side by side.
 """
 
 import argparse
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
-from tools import ROOT, Refusal, command
+from tools import ROOT, Refusal, command, num_workers
 from tools.study import manifest, notebooks, readme, rules
 
 
-def refresh(chapter: manifest.Chapter) -> str:
-    """Run one chapter and write it back, normalised.
+def refresh(chapter: manifest.Chapter, root: Path = ROOT, bar: bool = True) -> str:
+    """Run one chapter and write it back, normalised; the text says so, and what is still to mend.
 
-    Args:
-        chapter: which.
-
-    Returns:
-        One line that says what was done.
-
-    Raises:
-        Refusal: a cell failed, or the result breaks a rule; the file is as it was.
+    Refused if a cell failed or the result breaks a rule; the file then is as it was.
     """
-    path = chapter.notebook()
+    path = chapter.notebook(root)
     nb = notebooks.read(path)
     print(f"Running {chapter.file}.", flush=True)
     try:
-        seconds = notebooks.execute(nb, path.parent)
+        seconds = notebooks.execute(nb, path.parent, root, bar)
     except Refusal as refusal:
         raise Refusal(f"{refusal}\n{chapter.file} is as it was.") from None
     nb = notebooks.normalise(nb, seconds)
     if faults := list(rules.cells(nb)):
         raise Refusal("\n".join([*faults, f"{chapter.file} is as it was."]))
     notebooks.write(nb, path)
-    return f"{chapter.file}: written, {seconds:.0f} s, {path.stat().st_size / 1e3:.0f} kB"
+    faults = rules.chapter_faults(nb, chapter)
+    line = f"{chapter.file}: written, {seconds:.0f} s, {path.stat().st_size / 1e3:.0f} kB"
+    return "\n".join([line, *(f"  still to mend: {fault}" for fault in faults)])
 
 
-def main() -> int:
-    """Refresh the chapter named on the command line, or all, and the table in the READMEs.
+def refresh_all(book: manifest.Book, root: Path = ROOT) -> Iterator[str]:
+    """Run all chapters, longest first, as many at a time as there are cores.
 
-    Returns:
-        The exit code.
+    One that is refused does not stop the others; at the end they are refused together.
     """
+    spawn, refused = multiprocessing.get_context("spawn"), []
+    with ProcessPoolExecutor(num_workers(), mp_context=spawn) as pool:
+        chapters = sorted(book.chapters, key=lambda chapter: -chapter.seconds)
+        jobs = [pool.submit(refresh, chapter, root, False) for chapter in chapters]
+        try:
+            for job in as_completed(jobs):
+                try:
+                    yield job.result()
+                except Refusal as refusal:
+                    refused.append(str(refusal))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C has ended those that ran
+            raise
+    if refused:
+        raise Refusal("\n\n".join(refused))
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Refresh the chapter named on the command line, or all, and the table in the READMEs."""
     parser = argparse.ArgumentParser(prog="make refresh", description=__doc__)
     parser.add_argument("--chapter", default="", help="its number or its file; default: all")
-    name = parser.parse_args().chapter
-    book = manifest.load()
-    for chapter in [manifest.find(book, name)] if name else book.chapters:
-        print(refresh(chapter), flush=True)
-        for fault in rules.chapter_faults(notebooks.read(chapter.notebook()), chapter):
-            print(f"  still to mend: {fault}")
-    readme.write(ROOT, book)
+    name = parser.parse_args(arguments).chapter
+    book = manifest.load(root)
+    try:
+        for said in [refresh(manifest.find(book, name), root)] if name else refresh_all(book, root):
+            print(said, flush=True)
+    finally:
+        readme.write(root, book)
     return 0
 
 

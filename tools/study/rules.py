@@ -34,15 +34,7 @@ SECTIONS = (
 
 
 def chapter_faults(nb: NotebookNode, chapter: Chapter) -> list[str]:
-    """Everything that is wrong with a committed chapter.
-
-    Args:
-        nb: its notebook.
-        chapter: its entry in book.toml.
-
-    Returns:
-        One sentence per fault; none for a good chapter.
-    """
+    """Everything that is wrong with a committed chapter, one sentence per fault."""
     return [
         *cells(nb),
         *fresh(nb, chapter),
@@ -54,14 +46,7 @@ def chapter_faults(nb: NotebookNode, chapter: Chapter) -> list[str]:
 
 
 def cells(nb: NotebookNode) -> Iterator[str]:
-    """Budgets and kinds of output; what `make refresh` refuses to write.
-
-    Args:
-        nb: a notebook after `normalise`.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    """Budgets and kinds of output, after `normalise`; what `make refresh` refuses to write."""
     for index, cell in enumerate(nb.cells):
         if cell.cell_type != "code":
             continue
@@ -99,15 +84,7 @@ def _output_faults(output: NotebookNode) -> Iterator[str]:
 
 
 def fresh(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
-    """The stored outputs belong to this code, run once from top to bottom, within its time.
-
-    Args:
-        nb: the notebook.
-        chapter: its entry in book.toml.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    """The stored outputs belong to this code, run once from top to bottom, within its time."""
     stored = nb.metadata.get("aigc", {})
     if stored.get("code_hash") != code_hash(nb):
         yield f"the code has changed since it was run: make refresh CHAPTER={chapter.number}"
@@ -119,15 +96,7 @@ def fresh(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
 
 
 def sections(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
-    """The parts of a chapter in their order, with the title and the times of book.toml.
-
-    Args:
-        nb: the notebook.
-        chapter: its entry in book.toml.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    """The parts of a chapter in their order, with the title and the times of book.toml."""
     lines = [
         line.strip()
         for cell in nb.cells
@@ -159,14 +128,7 @@ def sections(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
 
 
 def boxed(nb: NotebookNode) -> Iterator[str]:
-    r"""A cell that is compared follows every \boxed equation, before the next one.
-
-    Args:
-        nb: the notebook.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    r"""A cell that is compared follows every \boxed equation, before the next one."""
     unchecked = None
     for index, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
@@ -181,14 +143,7 @@ def boxed(nb: NotebookNode) -> Iterator[str]:
 
 
 def proofs(nb: NotebookNode) -> Iterator[str]:
-    """Cells whose output nbval compares have one, and it is printed text.
-
-    Args:
-        nb: the notebook.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    """Cells whose output nbval compares have one, and it is printed text."""
     for index, cell in enumerate(nb.cells):
         if cell.cell_type != "code" or not has_tag(cell, "nbval-check-output"):
             continue
@@ -205,14 +160,7 @@ def proofs(nb: NotebookNode) -> Iterator[str]:
 
 
 def captions(nb: NotebookNode) -> Iterator[str]:
-    """Every code cell with a figure is followed by a Markdown cell that is its caption.
-
-    Args:
-        nb: the notebook; `normalise` has numbered its figures.
-
-    Yields:
-        str: one sentence per fault.
-    """
+    """Every code cell with a figure is followed by its caption; `normalise` numbers figures."""
     for index, cell in enumerate(nb.cells):
         name = cell_name(nb, index)
         after = nb.cells[index + 1] if index + 1 < len(nb.cells) else None

@@ -1,136 +1,174 @@
-"""`make test`, `make check` and `make lint`: every check, one after the other.
+"""`make test`, `make check`, `make kernels`, `make lint`: every check, phase after phase.
 
-A phase that fails does not stop the next one; the last line says what passed and what failed.
+A phase that fails does not stop the next one. The last lines say what passed and what failed, and
+how long it took beside what it may take.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import math
 import os
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
 
 from tools import KERNEL_ENVIRONMENT, ROOT, command, num_workers
-from tools.study import manifest
+from tools.study import affected, manifest
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+REPORTS = Path("build", "test")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Commands that are run together under one name."""
+    """`python -m` commands that are run together under one name; pytest's write a report."""
 
     name: str
     commands: list[list[str]]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
-
-LINT = Phase(
-    "lint",
-    [
-        ["ruff", "check", "."],
-        ["ruff", "format", "--check", "."],
-        ["pydoclint.main", "--quiet", "aigc_lib", "tools", "bench"],
-    ],
-)
+    @property
+    def report(self) -> Path:
+        """Where pytest says what became of each test, from the repository's root."""
+        return REPORTS / f"{re.sub('[^a-z]+', '-', self.name)}.xml"
 
 
-def unit_tests(browser: bool) -> Phase:
-    """The tests in tests/, several at a time.
+LINT = Phase("lint", [["ruff", "check", "."], ["ruff", "format", "--check", "."]])
 
-    Args:
-        browser: whether to include those that open pages in Chromium.
 
-    Returns:
-        The phase.
-    """
-    workers = str(num_workers())
-    line = ["pytest", "tests", "--ignore=tests/kernels", "-n", workers, "--dist", "loadfile"]
-    if not browser:
-        line += ["-m", "not browser"]
-    return Phase("unit tests", [line], {"OMP_NUM_THREADS": "1"})
+def unit_tests(*paths: str, browser: bool = True) -> Phase:
+    """The tests in tests/ or in some files of it, on all cores, the longest files first."""
+    line = ["pytest", "-p", "tools.study.order", "-n", str(num_workers())]
+    line += ["--dist", "loadfile", "--no-loadscope-reorder"]
+    line += [] if browser else ["-m", "not browser"]
+    return Phase(
+        "unit tests", [[*line, *(paths or ("tests", "--ignore=tests/kernels"))]], ONE_THREAD
+    )
 
 
 def kernels() -> list[Phase]:
-    """The Triton kernels, without a GPU: interpreted against their references, then compiled.
+    """The Triton kernels without a GPU: interpreted against their references, then compiled.
 
-    Returns:
-        Two phases, for a process can't do both; none where there is no Triton.
+    One process can't do both. Nothing where there is no Triton.
     """
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed (it exists for Linux on x86-64): its kernels stay untested.")
         return []
-    workers = str(num_workers())
-    line = ["pytest", "tests/kernels", "-m", "not gpu", "-n", workers, "--dist", "load"]
+    line = ["pytest", "-n", str(num_workers()), "--dist", "load", "-m", "not gpu", "tests/kernels"]
     return [
-        Phase("kernels, interpreted", [line], {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}),
+        Phase("kernels, interpreted", [line], ONE_THREAD | {"TRITON_INTERPRET": "1"}),
         Phase("kernels, compiled", [["tools.kernels.proof"]], {"TRITON_INTERPRET": "0"}),
     ]
 
 
-def chapters(*paths: str) -> Phase:
-    """Notebooks, executed one after the other, their proofs compared.
-
-    Args:
-        *paths: which.
-
-    Returns:
-        The phase.
-    """
-    line = ["pytest", "-p", "tools.study.nbval_ipc", "--nbval-lax", "--nbval-current-env"]
-    line += ["--nbval-cell-timeout=400", "--nbval-kernel-startup-timeout=120", *paths]
-    return Phase("chapters", [line], KERNEL_ENVIRONMENT)
+def notebooks(*paths: str) -> Phase:
+    """Notebooks, executed side by side on one thread each, the longest first; proofs compared."""
+    # pytest's other plugins would import much that only other tests need.
+    line = ["pytest", "--disable-plugin-autoload", "-p", "xdist.plugin", "-p", "nbval.plugin"]
+    line += ["-p", "tools.study.nbval_watch", "-p", "tools.study.order"]
+    line += ["-n", str(min(len(paths), num_workers())), "--dist", "loadfile"]
+    line += ["--no-loadscope-reorder", "--nbval-lax", "--nbval-current-env", *paths]
+    return Phase("notebooks", [line], KERNEL_ENVIRONMENT)
 
 
-def run(phases: list[Phase]) -> int:
-    """Run phases and say how each went.
+def check(since: str) -> list[Phase]:
+    """What the changes since a commit can have broken; says what that is, and what is left out."""
+    changed = affected.changed(ROOT, since)
+    choice = affected.choose(ROOT, manifest.load(), changed)
+    print(affected.explained(changed, choice))
+    phases = [LINT, unit_tests(*choice.tests, browser=choice.browser)]
+    phases += kernels() if choice.kernels else []
+    return [*phases, *([notebooks(*choice.notebooks)] if choice.notebooks else [])]
 
-    Args:
-        phases: in this order.
 
-    Returns:
-        The exit code, 1 if any of them failed.
-    """
-    passed, failed = [], []
+def run(phases: list[Phase], root: Path = ROOT, budget: str = "") -> int:
+    """Run phases and say how each went; returns 1 if any of them failed."""
+    start, used, lines, failed, total = time.monotonic(), _used(), [], [], Counter()
     for phase in phases:
         print(f"\n== {phase.name} ==", flush=True)
-        start = time.perf_counter()
-        codes = [
-            subprocess.run(
-                [sys.executable, "-m", *line], cwd=ROOT, env=os.environ | phase.environment
-            ).returncode
-            for line in phase.commands
-        ]
-        seconds = time.perf_counter() - start
-        (failed if any(codes) else passed).append(f"{phase.name} ({seconds:.0f} s)")
-    print()
-    if failed:
-        print(f"FAILED: {', '.join(failed)}. Passed: {', '.join(passed) or 'nothing'}.")
-    else:
-        print(f"All passed: {', '.join(passed)}.")
-    return bool(failed)
+        begun = time.monotonic()
+        counts = _run(phase, root)
+        total += counts
+        lines.append(f"{phase.name:22} {time.monotonic() - begun:5.0f} s   {_said(counts)}")
+        failed += [phase.name] if counts["failed"] else []
+    seconds = time.monotonic() - start
+    share = f"{(_used() - used) / (seconds * num_workers()):.0%} of {num_workers()} cores used"
+    print("\n== in all ==", *lines, sep="\n")
+    print(f"FAILED: {', '.join(failed)}" if failed else "All passed.")
+    print(f"{seconds:.0f} s{budget}; {share}")
+    print(f"{_said(total)} in {seconds:.2f}s", flush=True)
+    return int(bool(failed))
+
+
+def _run(phase: Phase, root: Path) -> Counter:
+    """How many tests passed, failed and were skipped; another command is one test."""
+    total = Counter()
+    for line in phase.commands:
+        report = root / phase.report
+        report.unlink(missing_ok=True)
+        more = [f"--junitxml={report}"] if line[0] == "pytest" else []
+        done = subprocess.run(
+            [sys.executable, "-m", *line, *more], cwd=root, env=os.environ | phase.environment
+        )
+        counts = count(report) if more and report.exists() else Counter(passed=done.returncode == 0)
+        counts["failed"] += bool(done.returncode and not counts["failed"])
+        total += counts
+    return total
+
+
+def count(report: Path) -> Counter:
+    """How many tests of a JUnit report passed, failed and were skipped.
+
+    Errors, in a fixture or while tests are collected, have failed; expected failures are skipped.
+    """
+    counts = Counter()
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        failed = kinds & {"failure", "error"}
+        counts["failed" if failed else "skipped" if "skipped" in kinds else "passed"] += 1
+    return counts
+
+
+def _said(counts: Counter) -> str:
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    return f"{counts['passed']} passed, {counts['failed']} failed{skipped}"
+
+
+def _used() -> float:
+    """Processor seconds of all processes that were started here and have ended; nan on Windows."""
+    if resource is None:
+        return math.nan
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
-    """Run the checks that the command line asks for.
-
-    Returns:
-        The exit code.
-    """
+    """Run the checks that the command line asks for."""
     parser = argparse.ArgumentParser(prog="make test", description=__doc__)
     parser.add_argument("--only", choices=["lint", "check", "kernels"], help="less than everything")
-    parser.add_argument("--chapter", default="00", help="the one that `check` runs")
+    parser.add_argument("--since", default="", help="`check`: the commit to compare with")
     arguments = parser.parse_args()
     if arguments.only == "lint":
         return run([LINT])
     if arguments.only == "kernels":
         return run(kernels())
-    book = manifest.load()
     if arguments.only == "check":
-        chapter = manifest.find(book, arguments.chapter)
-        return run([LINT, unit_tests(browser=False), chapters(str(chapter.notebook()))])
-    paths = [str(chapter.notebook()) for chapter in book.chapters]
-    paths += [str(chapter.homework()) for chapter in book.chapters if chapter.assignment]
-    return run([LINT, unit_tests(browser=True), *kernels(), chapters(*paths)])
+        return run(check(arguments.since))
+    book = manifest.load()
+    number = len(book.chapters)
+    budget = f" of at most {240 + 30 * number}: 4 min + 0.5 min × {number} chapters"
+    phases = [LINT, unit_tests(), *kernels(), notebooks(*manifest.notebooks(book))]
+    return run(phases, budget=budget)
 
 
 if __name__ == "__main__":

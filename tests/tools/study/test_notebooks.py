@@ -118,35 +118,33 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_executing_fills_outputs_in_place_and_in_the_folder(good, tmp_path):
-    good.cells[7].source = "import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])"
-    notebooks.execute(good, tmp_path)
-    assert good.cells[7].outputs[0].text == f"{tmp_path} 2\n"
-    assert [cell.execution_count for cell in good.cells if cell.cell_type == "code"] == [
-        *range(1, 7)
-    ]
-    assert "image/png" in good.cells[13].outputs[-1].data
-    assert not list(tmp_path.iterdir())
+def test_executing_fills_outputs_in_place_on_one_thread_with_the_library_of_its_tree(refreshed):
+    nb = refreshed.read()
+    folder = refreshed.root / "chapters"
+    assert nb.cells[11].outputs[0].text == f"before\nafter minute\n{folder} 1 of this tree\n"
+    assert [cell.execution_count for cell in nb.cells if cell.cell_type == "code"] == [*range(1, 7)]
+    assert "image/png" in nb.cells[13].outputs[-1].data
+    assert list(folder.iterdir()) == [refreshed.chapter]
+
+
+LATE = "import IPython\nshell = IPython.get_ipython()\n"
+LATE += "late = (ValueError, ValueError('why'), None)\n"
+LATE += "shell.events.register('post_execute', lambda: shell.showtraceback(late))"
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("raise ValueError('why')", r"why[^$]*cell 14 \(raise ValueError\('why'\)\) failed: Value"),
-        ("plt.figure()\nplt.xlabel('中');", r"Glyph 20013[^$]*missing[^$]*cell 14.*failed"),
-        ("import os; os._exit(3)", "cell 14.*the kernel died"),
+        ("raise ValueError('why')", r"why[^$]*cell 3 \(raise ValueError\('why'\)\) failed: Value"),
+        (LATE, r"why[^$]*cell 3 \(import IPython\) failed: ValueError"),
+        ("import os; os._exit(3)", "cell 3.*the kernel died"),
     ],
 )
-def test_a_cell_that_fails_is_named_and_ends_the_run(good, tmp_path, source, message):
-    good.cells[13].source = source
+def test_a_cell_that_fails_is_named_and_ends_the_run(course, source, message):
+    nb = course.write_cells("print(1)", "raise ValueError('announced')", source, "print(2)")
+    nb.cells[1].metadata["tags"] = ["raises-exception"]
     with pytest.raises(Refusal, match=message):
-        notebooks.execute(good, tmp_path)
-    assert good.cells[11].outputs
-    assert not good.cells[17].outputs
-
-
-def test_an_announced_exception_is_no_failure(good, tmp_path):
-    good.cells[13].source = "raise ValueError('why')"
-    good.cells[13].metadata["tags"] = ["raises-exception"]
-    notebooks.execute(good, tmp_path)
-    assert good.cells[17].outputs
+        notebooks.execute(nb, course.root)
+    assert nb.cells[0].outputs
+    assert nb.cells[1].outputs[0].evalue == "announced"
+    assert not nb.cells[3].outputs

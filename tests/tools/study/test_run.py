@@ -1,37 +1,60 @@
+import runpy
+import sys
+
 import nbformat
+import pytest
+
+from tools import Refusal, command
+from tools.study import notebooks, run
 
 
-def test_the_result_is_where_the_command_says_and_the_chapter_is_untouched(course):
+def result(course):
+    return nbformat.read(course.root / "build" / "run" / "00_start.ipynb", as_version=4)
+
+
+def test_the_result_is_where_the_command_says_and_the_chapter_is_untouched(course, capsys):
+    nb = course.write_cells('RUN = "minute"', "print('after', RUN)")
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    course.write(nb)
     before = course.chapter.read_bytes()
-    done = course.run("tools.study.run", "--chapter", "00", "--tier", "coffee")
-    assert done.returncode == 0, done.stdout
-    assert "The result is build/run/00_start.ipynb" in done.stdout
-    nb = nbformat.read(course.root / "build" / "run" / "00_start.ipynb", as_version=4)
-    assert "after coffee" in "".join(output.text for output in nb.cells[11].outputs)
+    assert run.main(["--chapter", "00", "--tier", "coffee"], course.root) == 0
+    assert "The result is build/run/00_start.ipynb" in capsys.readouterr().out
+    assert result(course).cells[1].outputs[0].text == "after coffee\n"
     assert course.chapter.read_bytes() == before
 
 
-def test_a_failing_chapter_is_saved_as_far_as_it_ran(course):
-    nb = course.read()
-    nb.cells[13].source = "raise ValueError('why')"
-    course.write(nb)
-    done = course.run("tools.study.run", "--chapter", "00")
-    assert done.returncode == 1
-    assert done.stdout.endswith("cell 14 (raise ValueError('why')) failed: ValueError\n")
-    nb = nbformat.read(course.root / "build" / "run" / "00_start.ipynb", as_version=4)
-    assert nb.cells[11].outputs
-    assert nb.cells[13].outputs[0].evalue == "why"
+def test_a_failing_chapter_is_saved_as_far_as_it_ran(course, capsys):
+    course.write_cells("print(1)", "raise ValueError('why')", "print(2)")
+    with pytest.raises(Refusal, match=r"cell 2 \(raise ValueError\('why'\)\) failed: ValueError$"):
+        run.main(["--chapter", "00"], course.root)
+    assert "what ran is in build/run/00_start.ipynb" in capsys.readouterr().out
+    first, second, third = result(course).cells
+    assert first.outputs
+    assert second.outputs[0].evalue == "why"
+    assert not third.outputs
 
 
-def test_an_unknown_chapter_is_one_line_and_no_traceback(course):
-    done = course.run("tools.study.run", "--chapter", "99")
-    assert done.returncode == 1
-    assert done.stdout == "no chapter '99'; book.toml has: 00_start (CHAPTER=00 is enough)\n"
+def test_an_unknown_chapter_is_one_line_and_no_traceback(course, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        command(lambda: run.main(["--chapter", "99"], course.root))
+    said = capsys.readouterr()
+    assert said.err == "no chapter '99'; book.toml has: 00_start (CHAPTER=00 is enough)\n"
+    assert said.out == ""
 
 
-def test_what_the_system_refuses_is_one_line_and_no_traceback(course):
+def test_what_the_system_refuses_is_one_line_and_no_traceback(course, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "execute", lambda *arguments: 1.0)
     (course.root / "build").write_text("a file, where a folder is needed")
-    done = course.run("tools.study.run", "--chapter", "00")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stdout
-    assert "build/run'" in done.stdout.splitlines()[-1]
+    with pytest.raises(SystemExit, match="1"):
+        command(lambda: run.main(["--chapter", "00"], course.root))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("build/run'")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", ["run", "refresh"])
+def test_the_command_is_a_module(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [name, "--chapter", "99"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_module(f"tools.study.{name}", run_name="__main__")
+    assert capsys.readouterr().err.startswith("no chapter '99'")
