@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Side = Tensor | Sequence | float
+
 
 class ClaimFailed(AssertionError):
     """A claim that a chapter makes does not hold."""
@@ -29,13 +31,7 @@ class Measured(float):
         pass
 
 
-def identity(
-    claim: str,
-    left: Tensor | Sequence | float,
-    right: Tensor | Sequence | float,
-    *,
-    tol: float = 1e-10,
-) -> float:
+def identity(claim: str, left: Side, right: Side, *, tol: float = 1e-10) -> float:
     """Two sides of an equation agree: max |left − right| / max(1, max |right|) < tol.
 
     The sides have one shape. Returns the error, measured in float64.
@@ -105,8 +101,8 @@ def same_module(
     """Two modules are one: the same parameters by name, and outputs and gradients in all of them.
 
     Works on float64 copies; the modules stay as they are. Parameters are filled with seeded noise
-    first, since a layer initialised to zero would make any two modules equal; buffers are the
-    teaching form's. All else is as in `same_function`.
+    first, since a layer initialised to zero would make any two modules equal; the library's buffers
+    are set to the teaching form's. All else is as in `same_function`.
     """
     claim = f"{_name(teaching, 'the teaching form')} and {_name(library, 'the library form')}"
     teaching, library = (copy.deepcopy(module).double() for module in (teaching, library))

@@ -33,16 +33,8 @@ def report() -> list[Row]:
         advice = "install the course's environment: make lab"
         return [*_system(), *packages, Row("torch import", f"fails: {error}", advice)]
     cuda, cuda_works = _cuda(torch)
-    return [
-        *_system(),
-        *packages,
-        _threads(torch),
-        *cuda,
-        _mps(torch),
-        _triton(),
-        *_ops(torch, cuda_works),
-        _tiers(cuda_works),
-    ]
+    rows = [*_system(), *packages, _threads(torch), *cuda, _mps(torch), _triton()]
+    return [*rows, *_ops(torch, cuda_works), _tiers(cuda_works)]
 
 
 def _system() -> list[Row]:

@@ -299,11 +299,15 @@ def other_generators(problem):
     problem.settings["checkpoint"].generators["more"] = torch.Generator()
 
 
+def no_generators(problem):
+    problem.settings["checkpoint"].generators.clear()
+
+
 def no_average(problem):
     problem.settings["ema"] = None
 
 
-@pytest.mark.parametrize("change", [other_model, other_generators, no_average])
+@pytest.mark.parametrize("change", [other_model, other_generators, no_generators, no_average])
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, change):
     path = tmp_path / "run"
     list(Problem(path, ema=0.9, steps=2).run())
