@@ -75,7 +75,7 @@ INSIDE_AND_OUTSIDE = [
 @pytest.mark.parametrize(("inside", "outside", "expected"), INSIDE_AND_OUTSIDE)
 def test_an_answer_passes_just_inside_its_limit_and_fails_just_outside(inside, outside, expected):
     grading.answer("x", inside, expected)
-    with pytest.raises(AssertionError, match="^x: expected .*, got"):
+    with pytest.raises(AssertionError, match=r"^x: expected .*, got"):
         grading.answer("x", outside, expected)
 
 
