@@ -15,14 +15,43 @@ REPORT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_files_that_take_long_come_first_and_tests_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(order, "TABLE", tmp_path / "seconds.json")
-    order.TABLE.write_text(json.dumps({"tests/b.py": 9, "tests/c.py": 90, "tests/gone.py": 5}))
-    names = ["a1", "a2", "b1", "b2", "c1", "d1"]
-    items = [SimpleNamespace(path=ROOT / "tests" / f"{name[0]}.py", name=name) for name in names]
-    items.append(SimpleNamespace(path=tmp_path / "elsewhere.py", name="e1"))
+def sorted_names(*names):
+    """The names of tests, each with its file before the colons, as the plugin sorts them."""
+    items = [SimpleNamespace(path=ROOT / name.split("::")[0], name=name) for name in names]
     order.pytest_collection_modifyitems(items)
-    assert [item.name for item in items] == ["c1", "b1", "b2", "a1", "a2", "d1", "e1"]
+    return [item.name for item in items]
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Put seconds into the table."""
+    monkeypatch.setattr(order, "TABLE", tmp_path / "seconds.json")
+    return lambda **seconds: order.TABLE.write_text(
+        json.dumps({f"tests/{name.replace('_', '/')}.py": own for name, own in seconds.items()})
+    )
+
+
+def test_files_that_take_long_come_first_and_tests_keep_their_order(table):
+    table(b=9, c=90, gone=5)
+    names = ["a.py::1", "a.py::2", "b.py::2", "b.py::1", "c.py::1", "d.py::1"]
+    found = sorted_names(*(f"tests/{name}" for name in names), "/else/where.py::1")
+    names = ["c.py::1", "b.py::2", "b.py::1", "a.py::1", "a.py::2", "d.py::1"]
+    assert [name for name in found if "else" not in name] == [f"tests/{name}" for name in names]
+
+
+def test_a_folder_that_shares_something_runs_on_one_core_and_counts_as_one(table):
+    table(site_a=5, site_b=6, c=10)
+    names = ["tests/c.py::1", "tests/site/a.py::1", "tests/d.py::1", "tests/site/b.py::1"]
+    assert sorted_names(*names) == [names[1], names[3], names[0], names[2]]
+    assert order.scope("tests/site/b.py::test[a::b]") == order.scope("tests/site/a.py")
+    assert order.scope("tests/c.py::test[a::b]") == "tests/c.py"
+
+
+def test_xdist_takes_it_only_by_file(monkeypatch):
+    monkeypatch.setattr(order, "Scheduler", lambda config, log: "ours")
+    for dist, expected in (("loadfile", "ours"), ("load", None)):
+        config = SimpleNamespace(option=SimpleNamespace(dist=dist))
+        assert order.pytest_xdist_make_scheduler(config, None) == expected
 
 
 def test_notebooks_are_sorted_by_the_manifest():
@@ -34,11 +63,12 @@ def test_notebooks_are_sorted_by_the_manifest():
     assert found == sorted(seconds.values(), reverse=True) != list(seconds.values())
 
 
-def test_without_a_table_the_order_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(order, "TABLE", tmp_path / "seconds.json")
-    items = [SimpleNamespace(path=ROOT / "tests" / f"{name}.py") for name in "ba"]
-    order.pytest_collection_modifyitems(items)
-    assert [item.path.stem for item in items] == ["b", "a"]
+def test_without_a_table_files_keep_together(table):
+    assert sorted_names("tests/b.py::1", "tests/a.py::1", "tests/b.py::2") == [
+        "tests/a.py::1",
+        "tests/b.py::1",
+        "tests/b.py::2",
+    ]
 
 
 def test_the_table_is_measured_by_file(tmp_path):
@@ -53,8 +83,3 @@ def test_the_committed_table_can_be_read():
     for path, seconds in json.loads(order.TABLE.read_text()).items():
         assert path.startswith("tests/")
         assert seconds >= order.WORTH
-
-
-@pytest.mark.parametrize("path", ["tests/test_order.py", "tests/x/test_order.py"])
-def test_names_are_paths_from_the_root(path):
-    assert order._name(ROOT / path) == path
