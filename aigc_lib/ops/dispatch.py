@@ -1,27 +1,19 @@
 """Which implementation an op takes, and why.
 
 Every op has the formula in plain torch ("reference") and torch's own fast path ("torch"); some also
-have a Triton kernel ("triton"). Nobody picks a kernel because it ought to be fast: without an
-explicit choice it runs only where a committed measurement shows that it is.
+a Triton kernel ("triton"). Unless asked for, a kernel runs only where a measurement made it PROVEN.
 """
 
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-IMPLEMENTATIONS = ("reference", "torch", "triton")
+from aigc_lib import expect
 
-# The ops that have a kernel, in the order in which doctor lists them.
-OPS = (
-    "attention",
-    "layer_norm",
-    "rms_norm",
-    "cross_entropy",
-    "linear_cross_entropy",
-    "sample_token",
-)
+IMPLEMENTATIONS = ("reference", "torch", "triton")
 
 # (op, capability) → the file in bench/results that shows the kernel above its floor there.
 PROVEN: dict[tuple[str, tuple[int, int]], str] = {}
@@ -36,45 +28,37 @@ OLDEST = (8, 0)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def choose(op: str, impl: str | None, *tensors: Tensor, refusal: str | None = None) -> str:
-    """Decide which implementation a call takes.
+def choose(
+    op: str, impl: str | None, *tensors: Tensor, refusal: Callable[..., str | None] | None = None
+) -> str:
+    """The implementation that a call takes: "reference", "torch" or "triton".
 
-    Args:
-        op: the op's name.
-        impl: what the caller asked for; None leaves the choice to us.
-        *tensors: the floating-point inputs, at least one.
-        refusal: why the op's kernel can't take this call, None if it can.
-
-    Returns:
-        "reference", "torch" or "triton".
-
-    Raises:
-        ValueError: no such implementation, or "triton" can't run here; says why.
+    `impl` is the caller's wish, None leaves it to us; `refusal` says why the op's kernel can't take
+    these tensors, None if it can. ValueError, with the reason, where "triton" can't run.
     """
     if impl is None:
-        if not PROVEN or refusal or tensors[0].device.type != "cuda":
+        if not PROVEN or tensors[0].device.type != "cuda":
             return "torch"
         proven = (op, _capability(tensors[0].device.index)) in PROVEN
-        return "triton" if proven and not _missing(tensors) else "torch"
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f'expected impl "reference", "torch", "triton" or None, got {impl!r}')
-    if impl == "triton":
-        reason = _missing(tensors) or refusal
-        if reason:
-            raise ValueError(f'impl="triton" can\'t run {op} here: {reason}')
+        return "triton" if proven and not _missing(tensors, refusal) else "torch"
+    expect.one_of((*IMPLEMENTATIONS, None), impl=impl)
+    if impl == "triton" and (reason := _missing(tensors, refusal)):
+        raise ValueError(f'impl="triton" can\'t run {op} here: {reason}')
     return impl
 
 
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What torch's own ops make of their inputs under autocast: its dtype, but for float64."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # meta has none
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    keeps = (x.dtype == torch.float64 or not x.is_floating_point() for x in tensors)
+    return tuple(x if kept else x.to(dtype) for x, kept in zip(tensors, keeps, strict=True))
+
+
 def decision(op: str, capability: tuple[int, int] | None) -> str:
-    """Say what `impl=None` takes for an op, and what that rests on.
-
-    Args:
-        op: the op's name.
-        capability: of the CUDA device, None without one.
-
-    Returns:
-        A sentence for `doctor`.
-    """
+    """For doctor: what `impl=None` takes on a CUDA device, None for no such device, and why."""
     if capability is None:
         return "torch: the kernel needs a CUDA device"
     if capability < OLDEST:
@@ -87,13 +71,13 @@ def decision(op: str, capability: tuple[int, int] | None) -> str:
     return f"triton: bench/results/{result}"
 
 
-def _missing(tensors) -> str | None:
-    """Why Triton can't run on these tensors, None if it can."""
+def _missing(tensors, refusal) -> str | None:
+    """Why the kernel can't run on these tensors, None if it can."""
     if not HAS_TRITON:
         return "Triton is not installed (it exists for Linux on x86-64: pip install -e .[kernels])"
     for x in tensors:
         if x.dtype not in DTYPES:
-            return f"it takes float32, float16 and bfloat16, got {_name(x)}"
+            return f"it takes float32, float16 and bfloat16, got {x.dtype}"
         if INTERPRETED:
             if x.dtype == torch.bfloat16:
                 return "Triton's interpreter gets bfloat16 wrong; use float32 or float16"
@@ -102,17 +86,16 @@ def _missing(tensors) -> str | None:
         elif _capability(x.device.index) < OLDEST:
             have = _dotted(_capability(x.device.index))
             return f"it needs capability {_dotted(OLDEST)}, this device has {have}"
-    return None
+    return refusal(*tensors) if refusal else None
 
 
-@torch.compiler.assume_constant_result
 def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+# All that torch.compiler.assume_constant_result does; to call it imports Dynamo, for seconds.
+_capability._dynamo_marked_constant = True
+
+
 def _dotted(capability) -> str:
     return ".".join(map(str, capability))
-
-
-def _name(x) -> str:
-    return str(x.dtype).removeprefix("torch.")

@@ -21,6 +21,10 @@ def card(monkeypatch, hook_off):
     return pretend
 
 
+def too_wide(*_):
+    return "too wide"
+
+
 def test_without_a_choice_it_is_torch(card):
     assert dispatch.choose("op", None, X) == "torch"
     assert dispatch.choose("op", None, card(9, 0)) == "torch"
@@ -29,7 +33,8 @@ def test_without_a_choice_it_is_torch(card):
 def test_a_kernel_is_taken_where_a_measurement_supports_it_and_only_there(card, monkeypatch):
     monkeypatch.setattr(dispatch, "PROVEN", {("op", (9, 0)): "file.json"})
     assert dispatch.choose("op", None, card(9, 0)) == "triton"
-    assert dispatch.choose("op", None, card(9, 0), refusal="too wide") == "torch"
+    assert dispatch.choose("op", None, card(9, 0), refusal=lambda x: None) == "triton"
+    assert dispatch.choose("op", None, card(9, 0), refusal=too_wide) == "torch"
     assert dispatch.choose("other", None, card(9, 0)) == "torch"
     assert dispatch.choose("op", None, card(8, 0)) == "torch"
     assert dispatch.choose("op", None, card(9, 0, dtype=torch.float64)) == "torch"
@@ -45,7 +50,7 @@ def test_a_choice_is_obeyed(card, impl):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(ValueError, match=r'expected impl "reference".* or None, got \'cuda\''):
+    with pytest.raises(ValueError, match=r"impl to be one of 'reference'.* None, got 'cuda'"):
         dispatch.choose("op", "cuda", X)
 
 
@@ -58,8 +63,8 @@ def refused(*tensors, **more):
 def test_a_refused_kernel_says_why(card, monkeypatch):
     assert "on a CUDA device, got one on cpu" in refused(card(9, 0), X)
     assert "capability 8.0, this device has 7.5" in refused(card(7, 5))
-    assert "float32, float16 and bfloat16, got float64" in refused(card(9, 0, dtype=torch.float64))
-    assert "width 300" in refused(card(9, 0), refusal="width 300")
+    assert "and bfloat16, got torch.float64" in refused(card(9, 0, dtype=torch.float64))
+    assert "too wide" in refused(card(9, 0), refusal=too_wide)
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     assert "not installed" in refused(card(9, 0))
 
@@ -70,6 +75,24 @@ def test_the_interpreter_counts_only_when_asked_for(monkeypatch):
     assert dispatch.choose("op", None, X) == "torch"
     assert dispatch.choose("op", "triton", X) == "triton"
     assert "bfloat16 wrong" in refused(X.bfloat16())
+
+
+def test_a_compiler_takes_the_capability_for_a_constant(card):
+    card(9, 0)
+    compiled = torch.compile(
+        lambda x: x + dispatch._capability(0)[0], backend="eager", fullgraph=True
+    )
+    assert compiled(X).tolist() == [10, 10]
+
+
+def test_autocast_is_what_torch_makes_of_its_inputs():
+    tensors = [X, X.half(), X.double(), X.long()]
+    assert all(a is b for a, b in zip(dispatch.autocast(*tensors), tensors, strict=True))
+    assert dispatch.autocast(X.to("meta"))[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        dtypes = [x.dtype for x in dispatch.autocast(*tensors)]
+        assert dispatch.autocast(X.to("meta"))[0].dtype == torch.float32
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float64, torch.int64]
 
 
 def test_the_decision_is_told_with_what_it_rests_on(monkeypatch):

@@ -1,13 +1,15 @@
+import importlib
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_as_exact_as_torch, assert_same, gradients
+from tolerance import assert_same, gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import aigc_lib.ops.linear_cross_entropy as module
+from aigc_lib.kernels.linear_cross_entropy import chunks, register
 from aigc_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 N, V, C = 11, 13, 5
@@ -15,8 +17,8 @@ BOTH = pytest.mark.parametrize("impl", ["reference", "torch"])
 CHUNKS = pytest.mark.parametrize("chunk", [None, 1, 4, N, 100])
 
 
-def tensors(num=N, num_classes=V, width=C, dtype=torch.float64):
-    draw = torch.Generator().manual_seed(0)
+def tensors(num=N, num_classes=V, width=C, dtype=torch.float64, seed=0):
+    draw = torch.Generator().manual_seed(seed)
     features = torch.randn(num, width, generator=draw, dtype=torch.float64)
     weight = torch.randn(num_classes, width, generator=draw, dtype=torch.float64)
     return [features.to(dtype), weight.to(dtype)]
@@ -77,8 +79,7 @@ def test_the_order_of_the_positions_does_not_matter(impl):
 
 
 @CHUNKS
-@pytest.mark.parametrize("impl", ["reference", "torch", None])
-@pytest.mark.parametrize("ignore_index", [-100, 3])
+@pytest.mark.parametrize(("impl", "ignore_index"), [("reference", 3), ("torch", 3), (None, -100)])
 @pytest.mark.parametrize("smoothing", [0, 0.1, 1.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_it_agrees_with_torch(chunk, impl, ignore_index, smoothing, reduction):
@@ -98,7 +99,7 @@ def test_it_agrees_with_torch(chunk, impl, ignore_index, smoothing, reduction):
 
 @pytest.mark.parametrize("smoothing", [0, 0.1])
 def test_blocks_that_stay_in_the_cache_change_nothing(smoothing, monkeypatch):
-    monkeypatch.setattr(module, "_CACHED_LOGITS", 2 * V)
+    monkeypatch.setattr(chunks, "CACHED_LOGITS", 2 * V)
     y = classes()
     same = {"label_smoothing": smoothing}
     assert_same(
@@ -108,11 +109,11 @@ def test_blocks_that_stay_in_the_cache_change_nothing(smoothing, monkeypatch):
 
 def test_chunks_are_even_and_bounded(monkeypatch):
     x, w = tensors(num=10)
-    assert [module._chunk_rows(x, w, most) for most in (1, 3, 4, 9, 10, 11)] == [1, 3, 4, 5, 10, 10]
-    monkeypatch.setattr(module, "_MOST_LOGITS", 4 * V)
-    assert module._chunk_rows(x, w, None) == 4
-    monkeypatch.setattr(module, "_MOST_LOGITS", 1)
-    assert module._chunk_rows(x, w, None) == 1
+    assert [chunks.chunk_rows(x, w, most) for most in (1, 3, 4, 9, 10, 11)] == [1, 3, 4, 5, 10, 10]
+    monkeypatch.setattr(chunks, "MOST_LOGITS", 4 * V)
+    assert chunks.chunk_rows(x, w, None) == 4
+    monkeypatch.setattr(chunks, "MOST_LOGITS", 1)
+    assert chunks.chunk_rows(x, w, None) == 1
 
 
 @BOTH
@@ -233,13 +234,13 @@ def watch(monkeypatch):
     """Everything that is made, inside the custom op too."""
     outer, inner = Watch(), Watch()
     inner.sizes = outer.sizes
-    in_chunks = module._in_chunks
+    in_chunks = register.in_chunks
 
     def watched(*args):
         with inner:
             return in_chunks(*args)
 
-    monkeypatch.setattr(module, "_in_chunks", watched)
+    monkeypatch.setattr(register, "in_chunks", watched)
     return outer
 
 
@@ -285,12 +286,22 @@ def test_the_backward_pass_makes_no_copy_of_the_gradients(watch):
 def test_float32_errs_at_most_twice_as_much_as_torch(impl, smoothing):
     y = classes(64, 300)
     same = {"label_smoothing": smoothing, "reduction": "sum"}
-    assert_as_exact_as_torch(
-        lambda x, w: linear_cross_entropy(x, w, y, chunk=20, impl=impl, **same),
-        torchs(y, **same),
-        tensors(64, 300, 16),
-        torch.float32,
-    )
+
+    def ours(x, w):
+        return linear_cross_entropy(x, w, y, chunk=20, impl=impl, **same)
+
+    # The error of one sum is luck: on average over some draws.
+    errors = {ours: [], torchs: []}
+    for seed in range(8):
+        inputs = tensors(64, 300, 16, torch.float32, seed)
+        exact = gradients(torchs(y, **same), [x.double() for x in inputs])
+        for which, function in ((ours, ours), (torchs, torchs(y, **same))):
+            got = gradients(function, inputs)
+            assert all(a.dtype == torch.float32 for a in got)
+            largest = [(a - want).abs().max() for a, want in zip(got, exact, strict=True)]
+            errors[which].append(torch.stack(largest))
+    mean, allowed = (torch.stack(errors[which]).mean(0) for which in (ours, torchs))
+    assert (mean <= 2 * allowed).all()
 
 
 @BOTH
@@ -312,7 +323,7 @@ def test_half_precision_gives_a_float32_loss_no_worse_than_torch(impl, dtype, re
 
 def test_the_gradient_of_a_half_precision_weight_is_summed_in_float32():
     # One position at a time adds 1 to a sum that float16 can't count beyond 2048.
-    num = 2500
+    num = 2060
     x = torch.ones(num, 1, dtype=torch.float16)
     w = torch.tensor([[-30.0], [30.0]], dtype=torch.float16).requires_grad_()
     y = torch.zeros(num, dtype=torch.long)
@@ -381,33 +392,47 @@ def test_autocast_leaves_float64_alone(impl):
 def test_a_target_that_is_not_looked_at_is_never_an_address(wrong):
     (x, w), y = tensors(), classes()
     y[5] = wrong
-    total, to_x, to_w = module._forward(x, w, y, -100, 0.0, 4, False, True, True)
+    total, to_x, to_w = register.forward(x, w, y, -100, 0.0, 4, False, True, True)
     assert total.isnan()
     assert to_x[5].isnan().all()
     assert to_w.isnan().all()
     assert to_x[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]].isfinite().all()
 
 
-@pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize(
+    ("needs", "dtype"),
+    [
+        ((True, True), torch.float16),
+        ((False, True), torch.float64),
+        ((True, False), torch.float64),
+    ],
+)
 def test_the_custom_ops_keep_their_promises(needs, dtype):
     inputs = [t.requires_grad_(need) for t, need in zip(tensors(dtype=dtype), needs, strict=True)]
     settings = (classes(), -100, 0.1, 4, False, *needs)
-    torch.library.opcheck(module._forward, (*inputs, *settings))
-    torch.library.opcheck(module._backward, (*(t.detach() for t in inputs), *settings))
+    torch.library.opcheck(register.forward, (*inputs, *settings))
+    torch.library.opcheck(register.backward, (*(t.detach() for t in inputs), *settings))
+
+
+def test_the_chunks_need_no_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, chunks.__name__)
+    fresh = importlib.import_module(chunks.__name__)
+    total, _, _ = fresh.in_chunks(*tensors(), classes(), -100, 0.0, 4, False, True, True)
+    assert torch.allclose(total, torchs(classes(), reduction="sum")(*tensors()))
 
 
 @pytest.mark.usefixtures("hook_off")
 @BOTH
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_it_compiles_whole(impl, reduction):
+def test_it_compiles_whole(impl):
     y = classes()
 
     def plain(x, w):
-        return linear_cross_entropy(x, w, y, chunk=4, reduction=reduction, impl=impl)
+        total = linear_cross_entropy(x, w, y, chunk=4, reduction="sum", impl=impl)
+        return linear_cross_entropy(x, w, y, chunk=4, impl=impl) + total
 
     compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
-    assert_same(compiled, plain, tensors(), tol=1e-14)
+    assert_same(compiled, plain, tensors(), tol=1e-13)
     x, w = tensors()
     with torch.no_grad():
         assert torch.allclose(compiled(x, w), plain(x, w))
@@ -427,47 +452,35 @@ def test_it_compiles_inside_autocast():
         assert torch.equal(a, b)
 
 
-def refused(message, *inputs, error=ValueError, **settings):
-    with pytest.raises(error, match=message):
-        linear_cross_entropy(*inputs, **settings)
+(X, W), Y = tensors(), classes()
+FAR = Y.clone()
+FAR[4] = 50304
+BAD = {
+    "turned weight": (ValueError, "weight", (X, W.T, Y), {}),
+    "weight of one axis": (ValueError, "weight", (X, W[0], Y), {}),
+    "no axis": (ValueError, "features", (X[0, 0], W, Y[0]), {}),
+    "no class": (ValueError, "V >= 1", (X, W[:0], Y), {}),
+    "fewer targets": (ValueError, "targets", (X, W, Y[1:]), {}),
+    "dtype of weight": (TypeError, "weight", (X, W.float(), Y), {}),
+    "device of weight": (ValueError, "weight", (X, W.to("meta"), Y), {}),
+    "device of targets": (ValueError, "targets", (X, W, Y.to("meta")), {}),
+    "whole features": (TypeError, "features", (X.long(), W.long(), Y), {}),
+    "dtype of targets": (TypeError, "targets", (X, W, Y.short()), {}),
+    **{
+        f"target out of range, {impl}": (ValueError, "targets", (X, W, FAR), {"impl": impl})
+        for impl in ("reference", "torch", None)
+    },
+    "ignore_index": (ValueError, "ignore_index", (X, W, Y), {"ignore_index": 1.5}),
+    "label_smoothing": (ValueError, "label_smoothing", (X, W, Y), {"label_smoothing": 2}),
+    "reduction": (ValueError, "reduction", (X, W, Y), {"reduction": "none"}),
+    **{f"chunk {x!r}": (ValueError, "chunk", (X, W, Y), {"chunk": x}) for x in (0, -1, 2.0, True)},
+    "impl": (ValueError, "impl", (X, W, Y), {"impl": "fast"}),
+    "kernel": (ValueError, "triton", (X.float(), W.float(), Y), {"impl": "triton"}),
+}
 
 
 @pytest.mark.usefixtures("hook_off")
-class TestBadInput:
-    def test_shapes(self):
-        (x, w), y = tensors(), classes()
-        both = r"expected features \(…, C\) and weight \(V, C\), got"
-        refused(rf"{both} \(11, 5\) and \(5, 13\)", x, w.T, y)
-        refused(rf"{both} \(11, 5\) and \(5,\)", x, w[0], y)
-        refused(rf"{both} \(\) and", x[0, 0], w, y[0])
-        one = r"expected one target per row of features, \(11,\), got \(10,\)"
-        refused(one, x, w, y[1:])
-        refused("expected floating-point features and V >= 1 classes, got .* 0", x, w[:0], y)
-
-    def test_dtypes_and_devices(self):
-        (x, w), y = tensors(), classes()
-        like = "expected weight of torch.float64 on cpu, like features, got"
-        refused(f"{like} torch.float32 on cpu", x, w.float(), y)
-        refused(f"{like} torch.float64 on meta", x, w.to("meta"), y)
-        refused("expected targets on cpu, got meta", x, w, y.to("meta"))
-        refused("expected floating-point features", x.long(), w.long(), y)
-        refused("expected targets of torch.int64 or", x, w, y.short(), error=TypeError)
-
-    @pytest.mark.parametrize("impl", ["reference", "torch", None])
-    def test_targets_out_of_range(self, impl):
-        y = classes()
-        y[4] = 50304
-        expected = "expected targets in 0 … 12 or ignore_index -100, got 50304"
-        refused(expected, *tensors(), y, impl=impl)
-
-    def test_settings(self):
-        inputs = (*tensors(), classes())
-        refused(r"expected label_smoothing in \[0, 1\], got 2", *inputs, label_smoothing=2)
-        refused('expected reduction "mean" or "sum", got \'none\'', *inputs, reduction="none")
-        for chunk in (0, -1, 2.0, True):
-            refused(f"expected a whole chunk >= 1 or None, got {chunk}", *inputs, chunk=chunk)
-
-    def test_implementations(self):
-        inputs = (*tensors(dtype=torch.float32), classes())
-        refused('impl="triton" can\'t run linear_cross_entropy here', *inputs, impl="triton")
-        refused('expected impl "reference", "torch", "triton" or None', *inputs, impl="fast")
+@pytest.mark.parametrize(("error", "name", "inputs", "settings"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_by_name(error, name, inputs, settings):
+    with pytest.raises(error, match=rf"\b{name}"):
+        linear_cross_entropy(*inputs, **settings)

@@ -110,12 +110,12 @@ def test_every_row_is_alone(op, impl):
 @BOTH
 @EITHER
 @SHAPES
-@pytest.mark.parametrize("eps", [1e-5, 1, 0.3])
-@pytest.mark.parametrize("affine", ["both", "weight", "none"])
-def test_it_agrees_with_torch(op, shape, eps, affine, impl):
-    inputs = tensors(op, *shape)[: {"both": 3, "weight": 2, "none": 1}[affine]]
-    ours = lambda *inputs: op(*inputs, eps=eps, impl=impl)  # noqa: E731
-    assert_same(ours, by_torch(op, eps), inputs, tol=1e-11)
+@pytest.mark.parametrize("num_given", [3, 2, 1])
+def test_it_agrees_with_torch(op, shape, num_given, impl):
+    inputs = tensors(op, *shape)[:num_given]
+    for eps in (0.3, 1) if shape[-1] == 1 else (1e-5, 0.3):
+        ours = lambda *inputs, eps=eps: op(*inputs, eps=eps, impl=impl)  # noqa: E731
+        assert_same(ours, by_torch(op, eps), inputs, tol=1e-11)
 
 
 @BOTH
@@ -141,7 +141,7 @@ def test_the_defaults_are_the_usual_ones(op):
 @BOTH
 @EITHER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(33, 64), (8, 1000)])
+@pytest.mark.parametrize("shape", [(100, 64), (100, 1000)])  # the largest of many errors
 def test_low_precision_errs_at_most_twice_as_much_as_torch(op, shape, dtype, impl):
     assert_as_exact_as_torch(
         lambda *inputs: op(*inputs, eps=1e-5, impl=impl),
@@ -149,6 +149,35 @@ def test_low_precision_errs_at_most_twice_as_much_as_torch(op, shape, dtype, imp
         tensors(op, *shape),
         dtype,
     )
+
+
+@pytest.mark.parametrize(
+    ("op", "impl"), [(layer_norm, "reference"), (rms_norm, "reference"), (rms_norm, "torch")]
+)  # torch's own layer_norm errs more
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_weight_is_rounded_once_after_the_sum_over_rows(op, dtype, impl):
+    # Equal rows make equal terms: were each rounded on its own, so would their errors add up.
+    x, *affine = (t.to(dtype) for t in tensors(op, 1, 200))
+    rows = [x.expand(250, -1), *affine]
+    upstream = draw(1, 200, seed=1).to(dtype).expand(250, -1)
+
+    def to_weight(inputs, upstream):
+        leaves = [t.detach().clone().requires_grad_() for t in inputs]
+        return torch.autograd.grad(op(*leaves, impl=impl), leaves, upstream)[1]
+
+    got = to_weight(rows, upstream).double()
+    want = to_weight([t.double() for t in rows], upstream.double())
+    assert ((got - want).abs() <= 0.502 * torch.finfo(dtype).eps * want.abs() + 1e-6).all()
+
+
+@EITHER
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_without_gradients_it_is_the_same_function(op, dtype):
+    inputs = [t.to(dtype).requires_grad_() for t in tensors(op, 5, C)]
+    want = op(*inputs)
+    with torch.no_grad():
+        assert torch.equal(op(*inputs), want)
+        assert torch.equal(torch.vmap(lambda x: op(x, *inputs[1:]))(inputs[0]), want)
 
 
 @BOTH
@@ -282,62 +311,50 @@ def test_it_can_be_mapped_over_an_axis(op, impl):
 def test_it_compiles_into_one_graph(op, impl):
     inputs = tensors(op, 5, C)
     compiled = torch.compile(
-        lambda *inputs: op(*inputs, impl=impl), backend="aot_eager", fullgraph=True
+        lambda *inputs: op(*inputs, impl=impl), backend="eager", fullgraph=True
     )
     eager = gradients(lambda *inputs: op(*inputs, impl=impl), inputs)
     for a, b in zip(gradients(compiled, inputs), eager, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 
-def refused(message, op, *inputs, **settings):
-    with pytest.raises(ValueError, match=message):
-        op(*inputs, **settings)
+ROWS, SCALE, SHIFT = tensors(layer_norm, 5, C)
+BAD = {
+    "no axis": (ValueError, "x", [ROWS[0, 0]]),
+    "no channel": (ValueError, "x", [ROWS[:, :0]]),
+    "whole x": (TypeError, "x", [ROWS.long(), SCALE]),
+    "fewer weights": (ValueError, "weight", [ROWS, SCALE[:5]]),
+    "one weight": (ValueError, "weight", [ROWS, SCALE[:1]]),
+    "weights of two axes": (ValueError, "weight", [ROWS, SCALE[None]]),
+    "whole weights": (TypeError, "weight", [ROWS, SCALE.long()]),
+    "device of weight": (ValueError, "weight", [ROWS, SCALE.to("meta")]),
+    "fewer biases": (ValueError, "bias", [ROWS, SCALE, SHIFT[:2]]),
+    "boolean bias": (TypeError, "bias", [ROWS, SCALE, SHIFT > 0]),
+    "device of bias": (ValueError, "bias", [ROWS, None, SHIFT.to("meta")]),
+}
+SETTINGS = [("eps", -1e-5), ("eps", float("nan")), ("eps", float("inf")), ("impl", "fast")]
 
 
 @pytest.mark.usefixtures("hook_off")
 @EITHER
-class TestBadInput:
-    def test_shapes(self, op):
-        x, weight, *_ = tensors(op, 5, C)
-        channels = r"expected x of shape \(..., C\) with C >= 1, got"
-        refused(rf"{channels} \(\)", op, x[0, 0])
-        refused(rf"{channels} \(5, 0\)", op, x[:, :0])
-        one = r"expected weight of shape \(6,\), one for each channel, got"
-        refused(rf"{one} \(5,\)", op, x, weight[:5])
-        refused(rf"{one} \(1,\)", op, x, weight[:1])
-        refused(rf"{one} \(1, 6\)", op, x, weight[None])
+@pytest.mark.parametrize(("error", "name", "inputs"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_by_name(op, error, name, inputs):
+    if op is rms_norm and len(inputs) == 3:
+        pytest.skip("rms_norm has no bias")
+    with pytest.raises(error, match=rf"expected {name}\b"):
+        op(*inputs)
 
-    def test_dtypes_and_devices(self, op):
-        x, weight, *_ = tensors(op, 5, C)
-        refused("expected x of a floating dtype, got torch.int64", op, x.long(), weight)
-        refused("expected weight of a floating dtype, got torch.int64", op, x, weight.long())
-        refused("expected weight on x's device cpu, got meta", op, x, weight.to("meta"))
 
-    def test_the_bias(self, op):
-        if op is rms_norm:
-            pytest.skip("rms_norm has none")
-        x, weight, bias = tensors(op, 5, C)
-        refused(r"expected bias of shape \(6,\), .* got \(2,\)", op, x, weight, bias[:2])
-        refused("expected bias of a floating dtype, got torch.bool", op, x, weight, bias > 0)
-        refused("expected bias on x's device cpu, got meta", op, x, None, bias.to("meta"))
+@pytest.mark.usefixtures("hook_off")
+@EITHER
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
+def test_bad_settings_are_refused_by_name(op, name, value):
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        op(ROWS, **{name: value})
 
-    @pytest.mark.parametrize("eps", [-1e-5, float("nan"), float("inf")])
-    def test_eps(self, op, eps):
-        refused(f"expected a finite eps >= 0, got {eps}", op, draw(5, C), eps=eps)
 
-    def test_implementations(self, op):
-        name = op.__name__
-        refused("expected impl .* or None, got 'fast'", op, draw(5, C), impl="fast")
-        refused(
-            f'impl="triton" can\'t run {name} here: it takes float32, .* got float64|not installed',
-            op,
-            draw(5, C),
-            impl="triton",
-        )
-        if not torch.cuda.is_available():
-            refused(
-                f'impl="triton" can\'t run {name} here: (it needs|Triton is not installed)',
-                op,
-                draw(5, C).float(),
-                impl="triton",
-            )
+@pytest.mark.usefixtures("hook_off")
+@EITHER
+def test_a_kernel_that_cannot_run_is_refused(op):
+    with pytest.raises(ValueError, match=f'"triton" can\'t run {op.__name__} here'):
+        op(ROWS, impl="triton")

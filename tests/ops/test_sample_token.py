@@ -176,7 +176,20 @@ def kept_by_sorting(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 @BOTH
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_rare_tokens_keep_their_share(impl):
+    # Each has a mass of 1.5e-8; together they are 0.00075 of it, and lie in order.
+    num = 50_000
+    row = torch.full((num + 1,), -18.0)
+    row[0] = 0
+    rare = num * math.exp(-18) / (1 + num * math.exp(-18))
+    uniform = 1 - rare * torch.tensor([1.1, 0.75, 0.5, 0.25], dtype=torch.float64)
+    token = tokens(row, uniform, impl=impl)
+    assert rare == pytest.approx(0.00075, rel=0.02)
+    assert token.tolist() == pytest.approx([0, num / 4, num / 2, 3 * num / 4], abs=num / 1000)
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.7), (9, 0.6), (20, 0.999)])
 def test_the_kept_tokens_are_those_of_the_usual_sorted_form(impl, temperature, top_k, top_p):
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -306,62 +319,50 @@ def test_no_value_is_looked_at_on_the_way(settings, impl):
 
 
 @BOTH
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 4, "top_p": 0.8}])
 @pytest.mark.usefixtures("hook_off")
-def test_it_compiles_as_one_graph(settings, impl):
+def test_it_compiles_as_one_graph(impl):
+    def each(logits, uniform):
+        settings = ({}, {"temperature": 0}, {"top_k": 4, "top_p": 0.8})
+        return [sample_token(logits, uniform=uniform, impl=impl, **how) for how in settings]
+
     logits, uniform = torch.randn(6, 11), torch.rand(6)
-    torch.compiler.reset()
-    compiled = torch.compile(sample_token, fullgraph=True, backend="aot_eager")
-    want = sample_token(logits, uniform=uniform, impl=impl, **settings)
-    assert torch.equal(compiled(logits, uniform=uniform, impl=impl, **settings), want)
-    token = compiled(logits, impl=impl, **settings)
-    assert ((token >= 0) & (token < 11)).all()
+    compiled = torch.compile(each, fullgraph=True, backend="eager")
+    for token, want in zip(compiled(logits, uniform), each(logits, uniform), strict=True):
+        assert torch.equal(token, want)
+    for token in compiled(logits, None):
+        assert ((token >= 0) & (token < 11)).all()
 
 
-def refused(message, logits=None, **settings):
-    with pytest.raises(ValueError, match=message):
-        sample_token(torch.randn(2, 5) if logits is None else logits, **settings)
+Z = torch.randn(2, 5)
+U = torch.rand(2)
+BAD = {
+    "one axis": (ValueError, "logits", torch.randn(5), {}),
+    "three axes": (ValueError, "logits", torch.randn(2, 3, 4), {}),
+    "whole logits": (TypeError, "logits", torch.ones(2, 5, dtype=torch.int64), {}),
+    "no token": (ValueError, "logits", torch.randn(2, 0), {}),
+    **{
+        f"{name} {x!r}": (ValueError, name, Z, {name: x})
+        for name, wrong in {
+            "temperature": (-0.1, INF, math.nan),
+            "top_k": (0, -1, 2.0, True),
+            "top_p": (0, -0.1, 1.1, math.nan),
+        }.items()
+        for x in wrong
+    },
+    "three numbers": (ValueError, "uniform", Z, {"uniform": torch.rand(3)}),
+    "numbers of two axes": (ValueError, "uniform", Z, {"uniform": U[:, None]}),
+    "finer numbers": (TypeError, "uniform", Z, {"uniform": U.double()}),
+    "coarser numbers": (TypeError, "uniform", Z.double(), {"uniform": U.half()}),
+    "coarse numbers": (TypeError, "uniform", Z.half(), {"uniform": U.half()}),
+    "device": (ValueError, "uniform", Z, {"uniform": U.to("meta")}),
+    "both": (ValueError, "generator", Z, {"uniform": U, "generator": torch.Generator()}),
+    "impl": (ValueError, "impl", Z, {"impl": "fast"}),
+    "kernel": (ValueError, "triton", Z, {"impl": "triton"}),
+}
 
 
 @pytest.mark.usefixtures("hook_off")
-class TestBadInput:
-    def test_logits(self):
-        shape = r"expected floating-point logits of shape \(batch, vocabulary\), got"
-        refused(rf"{shape} torch.float32, \(5,\)", torch.randn(5))
-        refused(rf"{shape} torch.float32, \(2, 3, 4\)", torch.randn(2, 3, 4))
-        refused(rf"{shape} torch.int64, \(2, 5\)", torch.ones(2, 5, dtype=torch.int64))
-        refused("expected a vocabulary of at least one token, got none", torch.randn(2, 0))
-
-    @pytest.mark.parametrize("temperature", [-0.1, INF, math.nan])
-    def test_temperatures(self, temperature):
-        refused(f"expected a finite temperature >= 0, got {temperature}", temperature=temperature)
-
-    @pytest.mark.parametrize("top_k", [0, -1, 2.0, True])
-    def test_top_k(self, top_k):
-        refused(f"expected a whole top_k >= 1 or None, got {top_k!r}", top_k=top_k)
-
-    @pytest.mark.parametrize("top_p", [0, -0.1, 1.1, math.nan])
-    def test_top_p(self, top_p):
-        refused(rf"expected top_p in \(0, 1\] or None, got {top_p}", top_p=top_p)
-
-    def test_uniform_numbers(self):
-        one = r"expected one uniform number per row, shape \(2,\), got"
-        refused(rf"{one} \(3,\)", uniform=torch.rand(3))
-        refused(rf"{one} \(2, 1\)", uniform=torch.rand(2, 1))
-        numbers = "expected uniform numbers"
-        refused(f"{numbers} of torch.float32, got torch.float64", uniform=torch.rand(2).double())
-        refused(
-            f"{numbers} of torch.float32 or torch.float64, got torch.float16",
-            torch.randn(2, 5, dtype=torch.float64),
-            uniform=torch.rand(2).half(),
-        )
-        refused(f"{numbers} on cpu, got meta", uniform=torch.rand(2, device="meta"))
-        refused(
-            "expected uniform or a generator, got both",
-            uniform=torch.rand(2),
-            generator=torch.Generator(),
-        )
-
-    def test_implementations(self):
-        refused('impl="triton" can\'t run sample_token here: ', impl="triton")
-        refused('expected impl "reference", "torch", "triton" or None, got .fast', impl="fast")
+@pytest.mark.parametrize(("error", "name", "logits", "settings"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_by_name(error, name, logits, settings):
+    with pytest.raises(error, match=rf"\b{name}\b"):
+        sample_token(logits, **settings)

@@ -262,24 +262,9 @@ def backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, mask: Tensor | None,
     scale: float, left: int, right: int, to_queries: bool, to_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launch the backward pass.
+    """dq, dk and dv, contiguous; a tensor without elements for what is not wanted.
 
-    Args:
-        q: (B, H, T, K) queries, like the next two what the forward pass was given.
-        k: (B, H, M, K) keys.
-        v: values, of the keys' shape.
-        out: what the forward pass returned, like the next.
-        lse: the logarithms of the sums.
-        grad: the gradient of the output.
-        mask: as in the forward pass, like the next three.
-        scale: factor on the dot products.
-        left: keys before a query's place.
-        right: keys after it.
-        to_queries: whether dq is wanted.
-        to_keys: whether dk and dv are wanted.
-
-    Returns:
-        dq, dk and dv, contiguous; a tensor without elements for what is not wanted.
+    `out` and `lse` are what the forward pass returned, `grad` is the gradient of `out`.
     """
     q, k, v, grad = map(with_dense_rows, (q, k, v, grad))
     batch, heads, num_queries, width = q.shape

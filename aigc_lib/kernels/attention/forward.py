@@ -190,19 +190,9 @@ def forward_kernel(
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, left: int, right: int
 ) -> tuple[Tensor, Tensor]:
-    """Launch the forward pass.
+    """The output, contiguous, and log₂ of the sums, (B, H, T) in float32.
 
-    Args:
-        q: (B, H, T, K) queries, K at most 128.
-        k: (B, H, M, K) keys.
-        v: values, of the keys' shape.
-        mask: of booleans, broadcasts to (B, H, T, M), or None.
-        scale: factor on the dot products.
-        left: how many keys before its own place a query sees.
-        right: how many after it.
-
-    Returns:
-        The output, contiguous, and the binary logarithms of the sums, (B, H, T) in float32.
+    A query sees the keys from `left` before its own place to `right` after it. K ≤ 128.
     """
     q, k, v = map(with_dense_rows, (q, k, v))
     batch, heads, num_queries, width = q.shape
@@ -226,40 +216,17 @@ def forward(
 
 
 def with_dense_rows(x: Tensor) -> Tensor:
-    """Copy a tensor whose last axis is strided; the kernels take any other strides.
-
-    Args:
-        x: (B, H, T, K).
-
-    Returns:
-        The same values with a last stride of 1.
-    """
+    """x, copied if its last axis is strided; the kernels take any other strides."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def padded_width(width: int) -> int:
-    """The power of two, at least 32, that holds a head.
-
-    Args:
-        width: K.
-
-    Returns:
-        What matrix units multiply.
-    """
+    """The power of two, at least 32, that holds a head: what matrix units multiply."""
     return max(32, triton.next_power_of_2(width))
 
 
 def pick(x: Tensor, half: dict, single: dict) -> dict:
-    """The column of a table of configurations for a tensor's dtype and device.
-
-    Args:
-        x: any input.
-        half: for 16 bits, by padded width, before and from capability 9.0 on.
-        single: for float32, likewise.
-
-    Returns:
-        The configurations by padded width.
-    """
+    """The configurations by padded width for a tensor's dtype and device."""
     column = launch.capability(x)[0] >= 9
     table = single if x.dtype == torch.float32 else half
     return {width: row[column] for width, row in table.items()}
@@ -268,39 +235,18 @@ def pick(x: Tensor, half: dict, single: dict) -> dict:
 def split(x: Tensor, mask: Tensor | None) -> bool:
     """Whether blocks inside the band get a loop of their own, without the tests of the edge.
 
-    Args:
-        x: any input.
-        mask: the mask, if any.
-
-    Returns:
-        False with a mask, for any block may hold a forbidden pair, and in float32, where the
-        products take so long that the tests don't show and a second loop only costs registers.
+    Not with a mask, for any block may hold a forbidden pair, and not in float32, where the products
+    take so long that the tests don't show and a second loop only costs registers.
     """
     return mask is None and x.dtype != torch.float32
 
 
 def precision(x: Tensor) -> str:
-    """How float32 products are rounded, as the user told torch's own matrix products.
-
-    Args:
-        x: any input.
-
-    Returns:
-        "tf32" where torch may use it for float32, else "ieee".
-    """
+    """How float32 products are rounded, as the user told torch's own: "tf32" or "ieee"."""
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if x.dtype == torch.float32 and tf32 else "ieee"
 
 
 def mask_strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[int, ...]:
-    """The four strides of a mask, 0 along the axes over which it repeats itself.
-
-    Args:
-        mask: broadcasts to (B, H, T, M), or None.
-        q: the queries.
-        k: the keys.
-
-    Returns:
-        Four numbers; zeros without a mask.
-    """
+    """The four strides of a mask, 0 along the axes over which it repeats itself, or without one."""
     return (0, 0, 0, 0) if mask is None else mask.expand(*q.shape[:3], k.shape[2]).stride()

@@ -81,19 +81,9 @@ def _write_zeros(out, V, BLOCK: tl.constexpr):
 
 @triton.jit
 def _loss_kernel(
-    logits,
-    targets,
-    losses,
-    lses,
-    num_inner,
-    V,
-    outer_stride,
-    inner_stride,
-    ignore_index,
-    smoothing,
-    SMOOTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, targets, losses, lses, num_inner, V, outer_stride, inner_stride, ignore_index,
+    smoothing, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     index = tl.cast(tl.program_id(0), tl.int64)
     target = tl.load(targets + index)
     if target == ignore_index:
@@ -113,20 +103,9 @@ def _loss_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    dlosses,
-    logits,
-    targets,
-    lses,
-    dlogits,
-    num_inner,
-    V,
-    outer_stride,
-    inner_stride,
-    ignore_index,
-    smoothing,
-    SMOOTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dlosses, logits, targets, lses, dlogits, num_inner, V, outer_stride, inner_stride, ignore_index,
+    smoothing, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     index = tl.cast(tl.program_id(0), tl.int64)
     target = tl.load(targets + index)
     out = dlogits + index * V
@@ -142,16 +121,9 @@ def _gradient_kernel(
 
 @triton.jit
 def _loss_and_gradient_kernel(
-    logits,
-    targets,
-    losses,
-    V,
-    row_stride,
-    ignore_index,
-    smoothing,
-    SMOOTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, targets, losses, V, row_stride, ignore_index, smoothing,
+    SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     index = tl.cast(tl.program_id(0), tl.int64)
     target = tl.load(targets + index)
     row = logits + index * row_stride
@@ -175,104 +147,44 @@ def _loss_and_gradient_kernel(
 def loss(
     logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the loss of each row.
-
-    Args:
-        logits: (A, B, V), of any strides.
-        targets: A·B integers, of any shape.
-        ignore_index: the target of rows that don't count.
-        label_smoothing: ε.
-
-    Returns:
-        A·B losses and log-sum-exps, float32.
-    """
+    """A·B losses and log-sum-exps, float32, of logits (A, B, V) of any strides."""
     logits, targets = _rows(logits), targets.contiguous()
     losses = torch.empty(targets.numel(), dtype=torch.float32, device=logits.device)
     lses = torch.empty_like(losses)
     with torch.cuda.device_of(logits):
         _loss_kernel[(targets.numel(),)](
-            logits,
-            targets,
-            losses,
-            lses,
-            logits.shape[1],
-            logits.shape[2],
-            logits.stride(0),
-            logits.stride(1),
-            ignore_index,
-            label_smoothing,
-            **_options(logits, label_smoothing),
-        )
+            logits, targets, losses, lses, *logits.shape[1:], *logits.stride()[:2],
+            ignore_index, label_smoothing, **_options(logits, label_smoothing),
+        )  # fmt: skip
     return losses, lses
 
 
 def gradient(
-    dlosses: Tensor,
-    logits: Tensor,
-    targets: Tensor,
-    lses: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Tensor:
-    """Compute the gradient in the logits.
-
-    Args:
-        dlosses: A·B gradients in the losses, float32.
-        logits: as in `loss`, like the next.
-        targets: integers.
-        lses: what `loss` returned.
-        ignore_index: as in `loss`, like the next.
-        label_smoothing: ε.
-
-    Returns:
-        (A, B, V), contiguous, of the logits' dtype.
-    """
+    dlosses: Tensor, logits: Tensor, targets: Tensor, lses: Tensor,
+    ignore_index: int, label_smoothing: float,
+) -> Tensor:  # fmt: skip
+    """The gradient in the logits of `loss`, contiguous and of their dtype."""
     logits, targets = _rows(logits), targets.contiguous()
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     with torch.cuda.device_of(logits):
         _gradient_kernel[(targets.numel(),)](
-            dlosses.contiguous(),
-            logits,
-            targets,
-            lses,
-            dlogits,
-            logits.shape[1],
-            logits.shape[2],
-            logits.stride(0),
-            logits.stride(1),
-            ignore_index,
-            label_smoothing,
-            **_options(logits, label_smoothing),
-        )
+            dlosses.contiguous(), logits, targets, lses, dlogits,
+            *logits.shape[1:], *logits.stride()[:2],
+            ignore_index, label_smoothing, **_options(logits, label_smoothing),
+        )  # fmt: skip
     return dlogits
 
 
 def loss_and_gradient_(
     logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float
 ) -> Tensor:
-    """Compute the loss of each row, and overwrite the logits by the gradient of their sum.
-
-    Args:
-        logits: (N, V), the last axis dense; overwritten.
-        targets: N integers.
-        ignore_index: the target of rows that don't count.
-        label_smoothing: ε.
-
-    Returns:
-        N losses, float32.
-    """
+    """N losses, float32; overwrites the logits (N, V), dense rows, by the gradient of their sum."""
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):
         _loss_and_gradient_kernel[(logits.shape[0],)](
-            logits,
-            targets.contiguous(),
-            losses,
-            logits.shape[1],
-            logits.stride(0),
-            ignore_index,
-            label_smoothing,
-            **_options(logits, label_smoothing),
-        )
+            logits, targets.contiguous(), losses, logits.shape[1], logits.stride(0),
+            ignore_index, label_smoothing, **_options(logits, label_smoothing),
+        )  # fmt: skip
     return losses
 
 

@@ -43,21 +43,10 @@ _BACKWARD = {2048: (2048, 4, 4), 4096: (4096, 16, 1)}
 # Without do_not_specialize each of N = 1, N divisible by 16 and other N is a binary of its own.
 @triton.jit(do_not_specialize=["num_rows"])
 def norm_forward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    statistics_ptr,
-    num_rows,
-    width,
-    x_stride,
-    eps,
-    CENTER: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, num_rows, width, x_stride, eps,
+    CENTER: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Normalise ROWS rows; the module's docstring has the rest."""
     # In int64: the row's offset may exceed 2³¹ elements.
     rows = tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -86,23 +75,11 @@ def norm_forward(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def norm_backward(
-    dy_ptr,
-    x_ptr,
-    weight_ptr,
-    statistics_ptr,
-    dx_ptr,
-    partial_ptr,
-    num_rows,
-    width,
-    dy_stride,
-    x_stride,
-    CENTER: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    WEIGHT_GRADIENT: tl.constexpr,
-    BIAS_GRADIENT: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dy_ptr, x_ptr, weight_ptr, statistics_ptr, dx_ptr, partial_ptr,
+    num_rows, width, dy_stride, x_stride,
+    CENTER: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_GRADIENT: tl.constexpr,
+    BIAS_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Gradients of every programs-th block of ROWS rows; the docstring above has the formulas."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     columns = tl.arange(0, BLOCK)
@@ -147,18 +124,9 @@ def norm_backward(
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool
 ) -> tuple[Tensor, Tensor]:
-    """Normalise the rows of x along the last axis; x isn't empty.
+    """y, contiguous, and what the backward needs, in float32: (1, N) with rstd, or (2, N) with μ.
 
-    Args:
-        x: of any leading axes and strides, at most 16384 wide.
-        weight: (C,), None for ones.
-        bias: (C,), None for zeros.
-        eps: added to the variance.
-        center: take the mean away first: LayerNorm; otherwise RMSNorm.
-
-    Returns:
-        y, contiguous, of x's shape and dtype, and what the backward needs, in float32: (1, N) with
-        rstd, or (2, N) with rstd and μ.
+    x isn't empty, of any strides, and at most 16384 wide; `center` makes it LayerNorm.
     """
     width = x.shape[-1]
     num_rows = x.numel() // width
@@ -168,49 +136,18 @@ def forward(
     statistics = torch.empty((1 + center, num_rows), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         norm_forward[(triton.cdiv(num_rows, rows),)](
-            x,
-            _vector(weight, x),
-            _vector(bias, x),
-            y,
-            statistics,
-            num_rows,
-            width,
-            x_stride,
-            eps,
-            CENTER=center,
-            HAS_WEIGHT=weight is not None,
-            HAS_BIAS=bias is not None,
-            ROWS=rows,
-            BLOCK=block,
-            num_warps=num_warps,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+            x, _vector(weight, x), _vector(bias, x), y, statistics, num_rows, width, x_stride, eps,
+            CENTER=center, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            ROWS=rows, BLOCK=block, num_warps=num_warps, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
     return y, statistics
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    weight_gradient: bool,
-    bias_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `forward`; at most 4096 wide.
-
-    Args:
-        dy: the gradient of y, of any strides.
-        x: as in `forward`.
-        weight: as in `forward`.
-        statistics: from `forward`.
-        weight_gradient: whether weight needs one.
-        bias_gradient: whether bias needs one.
-
-    Returns:
-        dx, contiguous, of x's shape and dtype, and the wanted ones of dw and db in float32:
-        (0, 1 or 2, C).
-    """
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor,
+    weight_gradient: bool, bias_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx, contiguous, and the wanted ones of dw and db in float32, (0, 1 or 2, C); C ≤ 4096."""
     width = x.shape[-1]
     num_rows = x.numel() // width
     block, rows, (num_warps, share) = _config(_BACKWARD, width)
@@ -222,26 +159,12 @@ def backward(
     partial = torch.empty((wanted, programs, width), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         norm_backward[(programs,)](
-            dy,
-            x,
-            _vector(weight, x),
-            statistics,
-            dx,
-            partial,
-            num_rows,
-            width,
-            dy_stride,
-            x_stride,
-            CENTER=statistics.shape[0] == 2,
-            HAS_WEIGHT=weight is not None,
-            WEIGHT_GRADIENT=weight_gradient,
-            BIAS_GRADIENT=bias_gradient,
-            ROWS=rows,
-            BLOCK=block,
-            num_warps=num_warps,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+            dy, x, _vector(weight, x), statistics, dx, partial,
+            num_rows, width, dy_stride, x_stride,
+            CENTER=statistics.shape[0] == 2, HAS_WEIGHT=weight is not None,
+            WEIGHT_GRADIENT=weight_gradient, BIAS_GRADIENT=bias_gradient,
+            ROWS=rows, BLOCK=block, num_warps=num_warps, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
     return dx, partial.sum(1)
 
 

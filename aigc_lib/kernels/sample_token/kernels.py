@@ -83,15 +83,7 @@ def _measure(row, middle, vocabulary, largest, scale, BY_MASS: tl.constexpr, BLO
 
 @triton.jit
 def _search(
-    row,
-    low,
-    high,
-    wanted,
-    vocabulary,
-    largest,
-    scale,
-    BY_MASS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    row, low, high, wanted, vocabulary, largest, scale, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
 ):
     # The largest threshold in [low, high] with at least `wanted` at or above it.
     while low < high:
@@ -107,18 +99,9 @@ def _search(
 
 @triton.jit(do_not_specialize=["top_k"])
 def _sample(
-    logits,
-    uniform,
-    out,
-    row_stride,
-    vocabulary,
-    scale,
-    top_k,
-    top_p,
-    HAS_TOP_K: tl.constexpr,
-    HAS_TOP_P: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, uniform, out, row_stride, vocabulary, scale, top_k, top_p,
+    HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.cast(tl.program_id(0), tl.int64)
     row = logits + program * row_stride
     largest = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -185,23 +168,12 @@ def _greedy(logits, out, row_stride, vocabulary, BLOCK: tl.constexpr):
 
 
 def sample_token(
-    logits: Tensor,
-    uniform: Tensor | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> Tensor:
-    """Launch `_sample`, or `_greedy` at temperature 0.
+    logits: Tensor, uniform: Tensor | None, temperature: float,
+    top_k: int | None, top_p: float | None,
+) -> Tensor:  # fmt: skip
+    """One token of each row of logits (B, V), by `_sample`, or by `_greedy` at temperature 0.
 
-    Args:
-        logits: (B, V), B and V at least 1, on one device with `uniform`.
-        uniform: (B,) float32 in [0, 1); not needed at temperature 0.
-        temperature: 0, or a positive number whose reciprocal is a float32.
-        top_k: in [1, V], or None for no such limit.
-        top_p: in (0, 1), or None for no such limit.
-
-    Returns:
-        (B,) int64.
+    The reciprocal of any other temperature is a float32, top_k is in [1, V], top_p in (0, 1).
     """
     # Any stride between the rows will do.
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
@@ -214,16 +186,8 @@ def sample_token(
             _greedy[(num_rows,)](logits, out, logits.stride(0), vocabulary, **options)
             return out
         _sample[(num_rows,)](
-            logits,
-            uniform.contiguous(),
-            out,
-            logits.stride(0),
-            vocabulary,
-            1 / (math.log(2) * temperature),
-            top_k or 0,
-            top_p or 0.0,
-            HAS_TOP_K=top_k is not None,
-            HAS_TOP_P=top_p is not None,
-            **options,
-        )
+            logits, uniform.contiguous(), out, logits.stride(0), vocabulary,
+            1 / (math.log(2) * temperature), top_k or 0, top_p or 0.0,
+            HAS_TOP_K=top_k is not None, HAS_TOP_P=top_p is not None, **options,
+        )  # fmt: skip
     return out

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from tolerance import assert_as_exact_as_torch
 
-from aigc_lib.ops.norm import layer_norm, norm_backward, norm_forward, rms_norm
+from aigc_lib.kernels.norm import register
+from aigc_lib.kernels.norm.kernels import _rows
+from aigc_lib.ops.norm import layer_norm, rms_norm
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 EITHER = pytest.mark.parametrize("op", [layer_norm, rms_norm])
@@ -24,10 +26,10 @@ SHAPES = [
     (33, 64),
     (1, 768),
     (2, 1000),
-    (41, 1024),  # 21 row blocks over 16 programs
-    (35, 1025),
+    (35, 1024),  # 18 row blocks over 16 programs
+    (19, 1025),
     (2, 2048),
-    (9, 2049),  # 9 row blocks over 4 programs
+    (6, 2049),  # 6 row blocks over 4 programs
     (3, 4096),
 ]
 WIDE = [(1, 4097), (3, 8192), (2, 8193), (1, 16384)]
@@ -67,10 +69,12 @@ def assert_right(op, inputs, dy=None, factor=4, **settings):
         assert float((a.double() - b).abs().max()) <= bound
 
 
-@HALF
 @EITHER
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients_at_every_edge(op, shape, dtype):
+def test_values_and_gradients_at_every_edge(op, shape):
+    # Both dtypes for each op, and for each shape.
+    is_half = (SHAPES.index(shape) + (op is rms_norm)) % 2
+    dtype = torch.float16 if is_half else torch.float32
     # One column wide, a small eps would leave nothing of dx but what cancellation leaves.
     assert_right(op, tensors(op, shape, dtype), eps=0.1)
 
@@ -87,7 +91,7 @@ def test_values_beyond_the_width_of_the_backward(op, shape, dtype):
 
 @HALF
 @EITHER
-@pytest.mark.parametrize("shape", [(33, 64), (40, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [(33, 64), (20, 1000)], ids=str)
 def test_it_errs_at_most_twice_as_much_as_torch(op, shape, dtype):
     def torch_s_own(x, weight, bias=None):
         if op is layer_norm:
@@ -100,8 +104,7 @@ def test_it_errs_at_most_twice_as_much_as_torch(op, shape, dtype):
     assert_as_exact_as_torch(ours, torch_s_own, tensors(op, shape, dtype), dtype)
 
 
-@HALF
-@pytest.mark.parametrize("eps", [1e-5, 1, 0.5])
+@pytest.mark.parametrize(("eps", "dtype"), [(1e-5, torch.float32), (0.5, torch.float16)])
 @pytest.mark.parametrize(
     ("op", "given"),
     [
@@ -173,8 +176,6 @@ def test_strides_do_not_matter(op, what):
 
 
 def test_rows_at_one_distance_go_in_without_a_copy():
-    from aigc_lib.kernels.norm.kernels import _rows
-
     x = draw(4, 6, 8)
     for view, distance in (
         (x, 8),
@@ -234,7 +235,7 @@ def test_a_row_of_nans_spoils_no_other(op):
 
 @EITHER
 def test_the_same_input_gives_the_same_bits(op):
-    inputs, dy = tensors(op, (300, 40)), draw(300, 40, seed=3).float()
+    inputs, dy = tensors(op, (150, 40)), draw(150, 40, seed=3).float()
     first, second = (results(op, inputs, dy) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -273,20 +274,26 @@ class TestRefusals:
             rms_norm(wider, impl="triton")
 
     def test_dtypes(self):
-        with pytest.raises(ValueError, match="takes float32, float16 and bfloat16, got float64"):
+        with pytest.raises(ValueError, match=r"float16 and bfloat16, got torch.float64"):
             layer_norm(torch.ones(2, 3), torch.ones(3, dtype=torch.float64), impl="triton")
 
 
-@HALF
-@pytest.mark.parametrize("center", [False, True])
-def test_the_registrations_are_sound(center, dtype):
-    x, weight, bias = tensors(layer_norm, (3, 4, 24), dtype)
-    for given in ((weight, bias), (weight, None), (None, None)):
-        leaves = [None if t is None else t.clone().requires_grad_() for t in (x, *given)]
-        torch.library.opcheck(norm_forward, (*leaves, 1e-5, center))
-    _, statistics = norm_forward(x, weight, bias, 1e-5, center)
-    for wanted in ((True, True), (True, False), (False, False)):
-        torch.library.opcheck(norm_backward, (x, x, weight, statistics, *wanted))
+@pytest.mark.parametrize(
+    ("center", "num_given", "dtype"),
+    [(True, 2, torch.float16), (True, 0, torch.float32), (False, 1, torch.float32)],
+)
+def test_the_registrations_are_sound(center, num_given, dtype):
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    # To trace them takes seconds: once, forward, which brings the backward with it.
+    traced = (*checks, "test_aot_dispatch_dynamic") if num_given == 2 else checks
+    x, *affine = tensors(layer_norm, (3, 4, 24), dtype)
+    given = [x, *(t if i < num_given else None for i, t in enumerate(affine))]
+    leaves = [None if t is None else t.clone().requires_grad_() for t in given]
+    torch.library.opcheck(register.forward, (*leaves, 1e-5, center), test_utils=traced)
+    _, statistics = register.forward(*given, 1e-5, center)
+    wanted = (num_given > 0, num_given > 1)
+    backward = (x, x, given[1], statistics, *wanted)
+    torch.library.opcheck(register.backward, backward, test_utils=checks)
 
 
 @pytest.mark.usefixtures("hook_off")
