@@ -69,8 +69,8 @@ class MultiHeadAttention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
-            alone = self.window is None and memory is None and mask is None
-            expect.that(is_causal and alone, "a cache in causal self-attention alone", "another")
+            alone = is_causal and self.window is None and memory is None and mask is None
+            expect.that(alone, "causal, without window, memory and mask, beside a cache", "another")
             k, v = append(cache, k, v)
             mask, is_causal = cache.mask, cache.mask is None
         out = attention(q, k, v, mask=mask, is_causal=is_causal, window=self.window)

@@ -233,7 +233,7 @@ def _check(model, prompt, max_new_tokens, stop, cache) -> None:
     has_any = not cache or hasattr(model, "new_cache")
     expect.that(has_any, "a model with new_cache, or cache=False", type(model).__name__)
     config = getattr(model, "config", None)
-    context, size = (getattr(config, name, None) for name in ("context", "vocab_size"))
+    context, size = getattr(config, "context", None), getattr(config, "vocab_size", None)
     total = prompt.shape[1] + max_new_tokens
     if context is not None:
         expect.that(total <= context, f"prompt and max_new_tokens within context {context}", total)

@@ -56,7 +56,7 @@ def successor(vocabulary=6):
 
 
 def noisy(**settings):
-    sizes = {"vocab_size": 11, "context": 24, "width": 8, "num_layers": 2, "num_heads": 2}
+    sizes = {"vocab_size": 11, "context": 24, "width": 8, "num_layers": 1, "num_heads": 2}
     model = GPT(GPTConfig(**sizes | settings)).double()
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -102,16 +102,16 @@ def test_greedy_follows_the_most_probable_token(cache):
 @pytest.mark.parametrize("cache", [True, False])
 def test_tokens_are_those_of_the_loop_by_definition(way, cache):
     model, prompt = noisy(), some_tokens()
-    out = decode.generate(model, prompt, max_new_tokens=19, generator=seeded(), cache=cache, **way)
-    assert torch.equal(out, by_definition(model, prompt, 19, **way))
+    out = decode.generate(model, prompt, max_new_tokens=12, generator=seeded(), cache=cache, **way)
+    assert torch.equal(out, by_definition(model, prompt, 12, **way))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"positions": "learned", "bias": True, "activation": "gelu_tanh"},
-        {"norm": "rms", "activation": "swiglu", "tied": False},
-        {"num_layers": 1, "num_heads": 1, "context": 6},
+        {"positions": "learned", "bias": True, "activation": "gelu_tanh", "context": 16},
+        {"norm": "rms", "activation": "swiglu", "tied": False, "num_layers": 2, "context": 16},
+        {"num_heads": 1, "context": 6},
     ],
 )
 @pytest.mark.parametrize("length", [1, 5])
@@ -193,15 +193,15 @@ def test_no_logits_of_a_prompt_are_computed_but_the_last(monkeypatch):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_encoder_decoder_is_decoded_through_its_given_source(way):
-    config = TransformerConfig(source_vocab=7, target_vocab=11, pad=0, context=16, width=8)
-    model = Transformer(config).double().eval()
+    sizes = {"source_vocab": 7, "target_vocab": 11, "context": 16, "width": 8, "num_layers": 1}
+    model = Transformer(TransformerConfig(**sizes, pad=0)).double().eval()
     source = torch.tensor([[3, 5, 1], [2, 0, 0]])
     target = torch.tensor([[1], [1]])
     outs = [
         decode.generate(
             model.given(source),
             target,
-            max_new_tokens=12,
+            max_new_tokens=8,
             generator=seeded(),
             cache=cache,
             **way,
@@ -209,7 +209,7 @@ def test_an_encoder_decoder_is_decoded_through_its_given_source(way):
         for cache in (True, False)
     ]
     assert torch.equal(*outs)
-    want = by_definition(lambda tokens: model(source, tokens), target, 12, **way)
+    want = by_definition(lambda tokens: model(source, tokens), target, 8, **way)
     assert torch.equal(outs[0], want)
 
 
@@ -301,7 +301,7 @@ def test_what_was_written_can_be_trained_on_and_no_mode_leaks():
 
 def test_dropout_is_the_callers_affair():
     model, prompt = noisy(dropout=0.9), some_tokens()
-    settings = {"max_new_tokens": 19, "temperature": 0}
+    settings = {"max_new_tokens": 9, "temperature": 0}
     first, again = (decode.generate(model, prompt, **settings) for _ in range(2))
     assert not torch.equal(first, again)
     model.eval()
@@ -315,7 +315,7 @@ def test_a_step_traces_as_one_graph_that_serves_every_place(hook_off, way, mode)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(decode.step, fullgraph=True, dynamic=False, backend=counter)
-    model, prompt = noisy(num_layers=1), some_tokens()
+    model, prompt = noisy(), some_tokens()
     uniforms = torch.rand(5, 3, generator=seeded())
     stop = torch.tensor([3])
     results = []
@@ -347,7 +347,7 @@ def warmed_up(calls):
 @pytest.mark.parametrize("stop", [None, [2, 7]])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_recorded_step_draws_the_same_tokens(monkeypatch, way, stop):
-    model, prompt = noisy(num_layers=1), some_tokens()
+    model, prompt = noisy(), some_tokens()
     settings = {"max_new_tokens": 9, "stop": stop, **way}
     want = decode.generate(model, prompt, generator=seeded(), **settings)
     recordings = []

@@ -152,10 +152,19 @@ def test_precision_is_kept_or_chosen(tmp_path, dtype):
     }
 
 
-def test_of_several_precisions_the_widest_is_taken(tmp_path):
-    stored = {name: x.half() if "mlp" in name else x.float() for name, x in published().items()}
+@pytest.mark.parametrize(
+    ("one", "other", "widest"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float64, torch.float16, torch.float64),
+        # Neither of these holds the other.
+        (torch.float16, torch.bfloat16, torch.float32),
+    ],
+)
+def test_of_several_precisions_the_widest_is_taken(tmp_path, one, other, widest):
+    stored = {name: x.to(one if "mlp" in name else other) for name, x in published().items()}
     model = gpt2_weights.load(write(tmp_path, stored))
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {widest}
 
 
 def test_the_model_owns_its_memory_and_can_be_trained(tmp_path):

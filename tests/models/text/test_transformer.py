@@ -220,10 +220,10 @@ def test_forward_and_a_step_trace_as_one_graph(hook_off):
     given, parts = model.given(source), []
     step = torch.compile(model.decode, fullgraph=True, backend="eager")
     cache = given.new_cache(3)
-    for t in range(5):
+    for t in range(3):
         features = step(target[:, t : t + 1], given.memory, given.mask, cache=cache)
         parts.append(features @ model.head_weight.T)
-    assert torch.allclose(torch.cat(parts, 1), want, atol=1e-12)
+    assert torch.allclose(torch.cat(parts, 1), want[:, :3], atol=1e-12)
 
 
 def test_it_learns_to_turn_sequences_round():
