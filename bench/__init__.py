@@ -7,7 +7,8 @@
     memory    peak memory of one call; on the CPU in a process of its own
     report    the table on the screen and the dated JSON file
 
-The other modules hold the cases: attention, norm, cross_entropy, linear_cross_entropy,
-sample_token and decode. Two comparisons stand apart: `python -m bench.experiments.language` trains language
-models for equal CPU time, `python -m bench.experiments.dcgan` a DCGAN without one of its rules at a time.
+The other modules hold the cases, `cases(device, *, quick, compiled)`: those of the ops that
+`aigc_lib.ops.registry` lists, and decode. `quick` makes them small, `compiled` puts torch.compile
+among the peers. Two comparisons stand apart: `python -m bench.experiments.language` trains language
+models for equal CPU time, `python -m bench.experiments.dcgan` a DCGAN without one rule at a time.
 """

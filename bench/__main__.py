@@ -12,51 +12,23 @@ from pathlib import Path
 import torch
 
 from aigc_lib import device as devices
+from aigc_lib.ops.registry import OPS
 from bench import clock, memory, race, report
 from bench.arms import Arm, Case
 from tools import Refusal, command
 
 # In the order in which they run.
-SCRIPTS = (
-    "attention",
-    "norm",
-    "cross_entropy",
-    "linear_cross_entropy",
-    "sample_token",
-    "decode",
-)
+SCRIPTS = (*dict.fromkeys(op.module for op in OPS), "decode")
 
 
 def cases(script: str, device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """The cases of one script.
-
-    Args:
-        script: one of SCRIPTS.
-        device: where they will run.
-        quick: small sizes, and nothing demanded of the result.
-        compiled: with torch.compile among the peers.
-
-    Returns:
-        In the order in which they run.
-    """
+    """The cases of one of the SCRIPTS; a quick one owes nothing."""
     found = importlib.import_module(f"bench.{script}").cases(device, quick=quick, compiled=compiled)
     return [dataclasses.replace(case, goals=()) if quick else case for case in found]
 
 
 def call_of(script: str, quick: bool, compiled: bool, case: str, arm: str, step: str) -> clock.Call:
-    """One call of an arm on the CPU, for a process that measures its memory.
-
-    Args:
-        script: one of SCRIPTS.
-        quick: as for `cases`.
-        compiled: as for `cases`.
-        case: its name.
-        arm: its name.
-        step: "forward" or "both".
-
-    Returns:
-        The call.
-    """
+    """One call of an arm on the CPU, for a process that measures its memory."""
     found = cases(script, torch.device("cpu"), quick=quick, compiled=compiled)
     one = next(entry for entry in found if entry.name == case)
     which = next(entry for entry in (*one.arms, *one.peers) if entry.name == arm)
@@ -105,15 +77,7 @@ def _memory(script: str, device: torch.device, arguments) -> Callable[..., int |
 def run_script(
     script: str, found: list[Case], results: report.Results, track: race.Track, head: dict
 ) -> None:
-    """Race all cases of a script, print them, and store them, however far they get.
-
-    Args:
-        script: one of SCRIPTS.
-        found: its cases.
-        results: the file.
-        track: where to race.
-        head: the entry's `command` and `ceilings`.
-    """
+    """Race all cases of a script, print them, and store them, however far they get."""
     print(f"\n== {script} ==", flush=True)
     start = time.perf_counter()
     entry = {**head, "complete": False, "rows": []}
@@ -157,11 +121,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Race what the command line asks for.
-
-    Returns:
-        The exit code, 0: a floor that is not met is a result, not an error.
-    """
+    """Race what the command line asks for; a floor that is not met is a result, not an error."""
     arguments = _arguments(sys.argv[1:])
     start = time.perf_counter()
     devices.limit_threads()

@@ -67,16 +67,7 @@ class Case:
 
 
 def plain(name: str, function: Function, **options) -> Arm:
-    """An arm that is a function as it stands.
-
-    Args:
-        name: of the arm.
-        function: from the case's inputs to its output.
-        **options: of `Arm`.
-
-    Returns:
-        The arm.
-    """
+    """An arm that is a function as it stands."""
     return Arm(name=name, build=lambda *inputs: function, **options)
 
 
@@ -84,14 +75,6 @@ def compiled(function: Function, name: str = "compile", **options) -> Arm:
     """An arm that is a function through torch.compile with its best settings.
 
     On CUDA the GEMM templates are tuned too; on CPU that would take minutes and gains little.
-
-    Args:
-        function: from the case's inputs to its output.
-        name: of the arm.
-        **options: of `Arm`.
-
-    Returns:
-        The arm.
     """
 
     def build(*inputs):
@@ -102,16 +85,7 @@ def compiled(function: Function, name: str = "compile", **options) -> Arm:
 
 
 def ours(function: Function, device: torch.device, *also: str) -> tuple[Arm, ...]:
-    """Our implementations that run on a device: "torch", and on CUDA "triton".
-
-    Args:
-        function: takes the case's inputs and `impl`.
-        device: where.
-        *also: further implementations, such as "reference".
-
-    Returns:
-        One arm each.
-    """
+    """Our implementations that run on a device: "torch", on CUDA "triton", and those named also."""
     names = [*also, "torch", *(["triton"] if device.type == "cuda" else [])]
 
     def arm(impl):
@@ -121,9 +95,5 @@ def ours(function: Function, device: torch.device, *also: str) -> tuple[Arm, ...
 
 
 def has_liger() -> bool:
-    """Whether Liger's kernels can race.
-
-    Returns:
-        True if the package is installed.
-    """
+    """Whether Liger's kernels can race."""
     return importlib.util.find_spec("liger_kernel") is not None

@@ -20,16 +20,7 @@ BACKENDS = {
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """Causal attention at two head widths, and a window of an eighth of the tokens.
-
-    Args:
-        device: where.
-        quick: small.
-        compiled: with torch.compile among the peers; FlexAttention needs it.
-
-    Returns:
-        The cases.
-    """
+    """Causal attention at two head widths, and a window of an eighth of the tokens."""
     if device.type == "cuda":
         sizes = [((4, 12, 4096, 64), None), ((4, 12, 4096, 128), None), ((4, 12, 4096, 64), 512)]
         dtype = torch.bfloat16

@@ -16,15 +16,7 @@ class ProcessorClock:
     patience = 1.0
 
     def total(self, call: Call, repetitions: int) -> float:
-        """Time several calls in a row.
-
-        Args:
-            call: what to run.
-            repetitions: how often.
-
-        Returns:
-            Seconds for all of them.
-        """
+        """Seconds for several calls in a row."""
         start = time.perf_counter()
         for _ in range(repetitions):
             call()
@@ -46,15 +38,7 @@ class CudaClock:
         self.flush = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device=device)
 
     def total(self, call: Call, repetitions: int) -> float:
-        """Time several calls, each with a cold cache.
-
-        Args:
-            call: what to run.
-            repetitions: how often.
-
-        Returns:
-            Seconds for all of them, without the flushes.
-        """
+        """Seconds for several calls, each with a cold cache, without the flushes."""
         pairs = [
             [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)
         ]
@@ -69,15 +53,7 @@ class CudaClock:
 
 
 def calibrate(clock: ProcessorClock | CudaClock, call: Call) -> tuple[int, float]:
-    """Warm a call up and find how often to repeat it so that a sample is long enough.
-
-    Args:
-        clock: of the device.
-        call: what will be timed.
-
-    Returns:
-        The repetitions, and roughly the seconds that one sample takes.
-    """
+    """How often to repeat a call so that a sample is long enough, and its seconds; warms up."""
     repetitions, seconds = 1, clock.total(call, 1)
     if seconds < clock.patience:  # else the warm-up is as good a measurement as any
         seconds = clock.total(call, 1)
@@ -91,16 +67,7 @@ def calibrate(clock: ProcessorClock | CudaClock, call: Call) -> tuple[int, float
 def ceilings(
     clock: ProcessorClock | CudaClock, device: torch.device, quick: bool = False
 ) -> dict[str, float | str]:
-    """What the machine reaches at best: copying, and multiplying matrices of random numbers.
-
-    Args:
-        clock: of the device.
-        device: where.
-        quick: with smaller sizes, for a trial.
-
-    Returns:
-        GB/s, bytes read and bytes written both counted, and TFLOP/s.
-    """
+    """What the machine reaches at best: GB/s of a copy, both ways, and TFLOP/s of a product."""
     is_cuda = device.type == "cuda"
     size = 2**31 if is_cuda else 2**28
     side, dtype = (8192, torch.bfloat16) if is_cuda else (2048, torch.float32)

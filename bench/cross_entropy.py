@@ -12,16 +12,7 @@ from bench.arms import Arm, Case, Goal, compiled, has_liger, ours, plain
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """Rows over GPT-2's vocabulary, padded to a multiple of 128.
-
-    Args:
-        device: where.
-        quick: small.
-        compiled: with torch.compile among the peers.
-
-    Returns:
-        The cases.
-    """
+    """Rows over GPT-2's vocabulary, padded to a multiple of 128."""
     rows, words = (8192, 50304) if device.type == "cuda" else (512, 50304)
     if quick:
         rows, words = 64, 1003

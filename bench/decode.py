@@ -23,16 +23,7 @@ SMALL = {"vocab_size": 50257, "context": 1024, "width": 768, "num_layers": 12, "
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """One prompt, continued by the course's GPT and by one of 124 million random weights.
-
-    Args:
-        device: where.
-        quick: few tokens, and the course's GPT alone.
-        compiled: unused; what `generate` compiles on its own is its affair.
-
-    Returns:
-        The cases.
-    """
+    """One prompt, continued by the course's GPT and by one of 124 million random weights."""
     if quick:
         return [_case(device, "course", COURSE, 8)]
     # At this size a token takes a CPU as long as reading the weights does, the first and the last.
@@ -88,16 +79,7 @@ def _goals(name: str) -> tuple[Goal, ...]:
 
 @torch.inference_mode()
 def without_cache(model: Callable[..., Tensor], prompt: Tensor, num_new: int) -> Tensor:
-    """Greedy decoding as one would first write it.
-
-    Args:
-        model: from tokens to logits.
-        prompt: (B, T).
-        num_new: tokens to add.
-
-    Returns:
-        (B, T + num_new).
-    """
+    """Greedy decoding as one would first write it."""
     tokens = prompt
     for _ in range(num_new):
         tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(1, keepdim=True)], 1)

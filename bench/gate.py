@@ -13,15 +13,8 @@ def inspect(case: Case, device: torch.device) -> tuple[dict[str, str], dict[str,
     """Compare every arm with the formula in float64.
 
     The largest error of an output and of each gradient may be twice that of torch eager in the same
-    dtype, and in any case one rounding of the largest value.
-
-    Args:
-        case: whose arms to inspect.
-        device: where.
-
-    Returns:
-        Why an arm may not be timed, by its name, for those that may not; and the seconds that each
-        compiled arm took until its first results.
+    dtype, and in any case one rounding of the largest value. Returns why an arm may not be timed,
+    by name, and the seconds that each compiled arm took until its first results.
     """
     make = case.gate_inputs or case.inputs
     inputs = make(torch.Generator(device).manual_seed(0))
@@ -57,14 +50,7 @@ def observe(
 ) -> dict[str, Tensor]:
     """All that a function yields: its output without and with autograd, and the gradients.
 
-    Args:
-        call: from inputs to output.
-        inputs: left as they are; the function works on copies.
-        directions: those that will be timed; they decide what is looked at.
-        arm: whose setting is to hold during the calls.
-
-    Returns:
-        The tensors by name.
+    The directions that will be timed decide what is looked at; an arm's setting holds meanwhile.
     """
     around = arm.around if arm else torch.enable_grad
     found = {}
@@ -86,27 +72,13 @@ def observe(
 
 
 def failure(error: Exception) -> str:
-    """Why an arm that raised is not timed.
-
-    Args:
-        error: what it raised.
-
-    Returns:
-        One line.
-    """
+    """Why an arm that raised is not timed."""
     lines = str(error).strip().splitlines() or [""]
     return f"does not run: {type(error).__name__}: {lines[0][:160]}"
 
 
 def leaves(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Copies of the inputs; the floating-point ones ask for gradients.
-
-    Args:
-        inputs: of a case.
-
-    Returns:
-        As many tensors.
-    """
+    """Copies of the inputs; the floating-point ones ask for gradients."""
     return [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
 
 

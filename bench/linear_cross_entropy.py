@@ -14,16 +14,7 @@ WORDS = 50304  # GPT-2's vocabulary, padded to a multiple of 128
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """The head of a GPT-2 small, and on the CPU that of a model of width 128 too.
-
-    Args:
-        device: where.
-        quick: small.
-        compiled: with torch.compile among the peers.
-
-    Returns:
-        The cases.
-    """
+    """The head of a GPT-2 small, and on the CPU that of a model of width 128 too."""
     if quick:
         return [_case(device, 256, 1003, 64, compiled)]
     if device.type == "cuda":

@@ -21,14 +21,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def on_cuda(call: Callable[[], object]) -> int:
-    """Peak of the allocator during a call, above what was allocated before; warms up first.
-
-    Args:
-        call: what to run; its result is dropped.
-
-    Returns:
-        Bytes.
-    """
+    """Peak bytes of the allocator during a call, above those before; warms up first."""
     call()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -39,17 +32,10 @@ def on_cuda(call: Callable[[], object]) -> int:
 
 
 def in_fresh_process(target: str, *arguments) -> int | None:
-    """Peak resident memory of a call above what the process held before it.
+    """Peak resident bytes of a call above what the process held before it; None without Linux.
 
-    Args:
-        target: "module:function"; the function returns the call.
-        *arguments: for the function; anything that JSON can hold.
-
-    Returns:
-        Bytes; None where there is no Linux to ask.
-
-    Raises:
-        Refusal: the process failed; with the end of what it said.
+    `target` is "module:function"; the function gets the arguments, through JSON, and returns the
+    call. Refusal, with the end of what it said, where the process failed.
     """
     if not CLEAR.exists():
         return None

@@ -14,16 +14,7 @@ EPS = {"layer_norm": 1e-5, "rms_norm": 1e-6}
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """Both norms over rows as wide as GPT-2's small and a large model's.
-
-    Args:
-        device: where.
-        quick: small.
-        compiled: with torch.compile among the peers.
-
-    Returns:
-        The cases.
-    """
+    """Both norms over rows as wide as GPT-2's small and a large model's."""
     is_cuda = device.type == "cuda"
     sizes = [(32768, 768), (8192, 4096)] if is_cuda else [(4096, 768)]
     if quick:

@@ -36,16 +36,7 @@ class Track:
 def interleave(
     samples: dict[str, Callable[[], float]], rounds: int, rng: random.Random
 ) -> dict[str, list[float]]:
-    """Let every arm run once in each round, in an order that changes from round to round.
-
-    Args:
-        samples: by the arm's name, what takes one sample of its time.
-        rounds: how many.
-        rng: shuffles.
-
-    Returns:
-        The samples by the arm's name, one for each round.
-    """
+    """Let every arm run once in each round, in an order that changes from round to round."""
     times = {name: [] for name in samples}
     order = list(samples)
     for _ in range(rounds):
@@ -56,18 +47,7 @@ def interleave(
 
 
 def ratios(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """How many times faster we are: median and 20th to 80th percentile of the rounds' ratios.
-
-    Args:
-        ours: our time in each round.
-        theirs: the peer's time in the same rounds.
-
-    Returns:
-        Median, low, high of theirs/ours; above 1 we are faster.
-
-    Raises:
-        ValueError: the rounds don't pair up.
-    """
+    """theirs/ours, round by round: median, 20th and 80th percentile; above 1 we are faster."""
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"expected samples in pairs, got {len(ours)} and {len(theirs)}")
     each = sorted(peer / our for our, peer in zip(ours, theirs, strict=True))
@@ -85,13 +65,6 @@ def noise_band(times: list[float], again: list[float]) -> tuple[float, float]:
     """The ratios that chance alone makes: those of a peer to itself.
 
     Which of the two came out faster is chance too, so the band reaches as far to either side of 1.
-
-    Args:
-        times: the peer's, in each round.
-        again: its twin's.
-
-    Returns:
-        Low and high.
     """
     _, low, high = ratios(times, again)
     widest = max(high, 1 / low)
@@ -99,28 +72,15 @@ def noise_band(times: list[float], again: list[float]) -> tuple[float, float]:
 
 
 def is_noise(low: float, high: float, noise: tuple[float, float] | list[float]) -> bool:
-    """Whether a ratio can't be told from that of a peer to itself.
-
-    Args:
-        low: of the ratio.
-        high: of the ratio.
-        noise: low and high of the peer's ratio to its twin.
-
-    Returns:
-        True if the two intervals overlap.
-    """
+    """Whether a ratio's interval overlaps with that of a peer to its twin."""
     return low <= noise[1] and noise[0] <= high
 
 
 def reaches(row: dict, goal: dict[str, float]) -> bool | None:
     """Whether a row reaches a floor or an aim; the medians count, noise is no excuse.
 
-    Args:
-        row: of a result.
-        goal: bounds by the row's key; `ratio` and `copy_fraction` from below, others from above.
-
-    Returns:
-        None if nothing is demanded or something demanded was not measured.
+    `ratio` and `copy_fraction` are bounded from below, all else from above. None if nothing is
+    demanded, or something demanded was not measured.
     """
     if not goal or any(row[key] is None for key in goal):
         return None
@@ -133,14 +93,8 @@ def reaches(row: dict, goal: dict[str, float]) -> bool | None:
 def meets(folder: Path, op: str, capability: tuple[int, int] | None, name: str = "*.json") -> bool:
     """Whether a committed result backs an op's kernel as the fast path of a device.
 
-    Args:
-        folder: with the JSON files.
-        op: as rows and `aigc_lib.ops.dispatch` name it.
-        capability: of the CUDA device; None for the CPU.
-        name: the file, or a pattern; of several files one is enough.
-
-    Returns:
-        True if in one file the op is complete, has rows with floors, and all of them are met.
+    In one file of that name or pattern the op is complete, has rows with floors on that capability,
+    None for the CPU, and all of them are met.
     """
     for path in sorted(folder.glob(name)):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -158,15 +112,7 @@ def meets(folder: Path, op: str, capability: tuple[int, int] | None, name: str =
 
 
 def run(case: Case, track: Track) -> list[dict]:
-    """Race one case: the gate, then memory, then the clock.
-
-    Args:
-        case: what.
-        track: where.
-
-    Returns:
-        One row for each direction, arm of ours and peer.
-    """
+    """Race one case: the gate, then memory, then the clock. A row per direction, arm and peer."""
     arms = (*case.arms, *case.peers)
     has_compiled = any(arm.compiled for arm in arms)
     if has_compiled:
@@ -191,15 +137,9 @@ def run(case: Case, track: Track) -> list[dict]:
 
 
 def make_call(arm: Arm, inputs: tuple[Tensor, ...], direction: str) -> tuple[Call, str | None]:
-    """What the clock times: one direction of an arm on its own copy of the inputs.
+    """What the clock times, one direction of an arm on its own inputs; and the arm's backend.
 
-    Args:
-        arm: built here.
-        inputs: of the case.
-        direction: of DIRECTIONS; the forward of a backward runs here, outside the clock.
-
-    Returns:
-        The call, and the name of the backend underneath, if the arm tells.
+    The forward of a backward runs here, outside the clock.
     """
     own = gate.leaves(inputs)
     call = arm.build(*own)

@@ -23,15 +23,7 @@ SETTING = ("device", "processor", "threads", "capability", "quick", "versions")
 
 
 def setting(device: torch.device, quick: bool) -> dict:
-    """The machine and the software, as the head of a result file.
-
-    Args:
-        device: that the race runs on.
-        quick: whether it is only a trial.
-
-    Returns:
-        What JSON can hold.
-    """
+    """The machine and the software, as the head of a result file."""
     is_cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if is_cuda else processor(),
@@ -50,11 +42,7 @@ def setting(device: torch.device, quick: bool) -> dict:
 
 
 def processor() -> str:
-    """The processor's name as its maker writes it, where the system tells.
-
-    Returns:
-        Such as "Intel(R) Xeon(R) Processor".
-    """
+    """The processor's name as its maker writes it, where the system tells."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -64,28 +52,13 @@ def processor() -> str:
 
 
 def slug(name: str) -> str:
-    """A device's name as part of a file name.
-
-    Args:
-        name: such as "NVIDIA H100 80GB HBM3".
-
-    Returns:
-        Such as "nvidia-h100-80gb-hbm3".
-    """
+    """A device's name as part of a file name: "NVIDIA H100 80GB HBM3" → "nvidia-h100-80gb-hbm3"."""
     plain = re.sub(r"\((r|tm|c)\)", " ", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def new_file(head: dict, name: str) -> Path:
-    """Where a comparison writes: a file of its own, unless it is a trial.
-
-    Args:
-        head: `device` and `quick`, as from `setting`.
-        name: of the comparison.
-
-    Returns:
-        A path named after day, device and comparison, numbered where that is taken.
-    """
+    """Where a comparison writes: after day, device and name, numbered unless it is a trial."""
     folder = TRIALS if head["quick"] else RESULTS
     stem = f"{datetime.date.today()}-{slug(head['device'])}-{name}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
@@ -94,12 +67,7 @@ def new_file(head: dict, name: str) -> Path:
 
 
 def write(path: Path, content: dict) -> None:
-    """Write a result file, at every moment either the old or the new one.
-
-    Args:
-        path: the file.
-        content: what JSON can hold; NaN is none of it.
-    """
+    """Write a result file, at every moment either the old or the new one; NaN is refused."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_file(path, (text + "\n").encode())
 
@@ -108,13 +76,10 @@ class Results:
     """One result file, written anew after every op so that nothing finished is ever lost."""
 
     def __init__(self, head: dict, ops: list[str], path: Path | None = None):
-        """Open the file: a new one, or that of the same day, device and software.
+        """Open a file for the ops that are about to run.
 
-        Args:
-            head: from `setting`.
-            ops: that are about to run.
-            path: the file; None names it after day and device, and numbers it where another
-                setting has taken the name.
+        None is that of the day, the device and the software; numbered where another setting has
+        taken the name.
         """
         date = datetime.date.today().isoformat()
         folder = TRIALS if head["quick"] else RESULTS
@@ -126,12 +91,7 @@ class Results:
         self.content = {"date": date, **head, "missing": ops, "ops": (old or {}).get("ops", {})}
 
     def put(self, op: str, entry: dict) -> None:
-        """Store an op and write the file; an unfinished op does not replace a finished one.
-
-        Args:
-            op: its name.
-            entry: `command`, `seconds`, `ceilings`, `complete` and `rows`.
-        """
+        """Store an op and write the file; an unfinished op does not replace a finished one."""
         before = self.content["ops"].get(op)
         if entry["complete"] or not (before and before["complete"]):
             self.content["ops"][op] = entry
@@ -141,14 +101,7 @@ class Results:
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """The rows of one case for the screen.
-
-    Args:
-        rows: of `race.run`.
-
-    Returns:
-        One line each.
-    """
+    """The rows of one case for the screen."""
     return [_line(row) for row in rows]
 
 

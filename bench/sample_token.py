@@ -10,16 +10,7 @@ DRAWS = 8192  # for the gate: tokens drawn from one distribution
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """Top-k, top-p and both, over GPT-2's vocabulary.
-
-    Args:
-        device: where.
-        quick: small.
-        compiled: with torch.compile among the peers.
-
-    Returns:
-        The cases.
-    """
+    """Top-k, top-p and both, over GPT-2's vocabulary."""
     rows, words = (64, 1003) if quick else (64, 50304)
     settings = [(50, None), (None, 0.95), (50, 0.95)]
     return [_case(device, rows, words, *setting, compiled) for setting in settings]
@@ -60,16 +51,7 @@ def _case(device, rows, words, top_k, top_p, with_compile) -> Case:
 
 
 def by_sorting(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Sample as is usual: sort, or take the k largest, cut, renormalise, draw.
-
-    Args:
-        logits: (B, V).
-        top_k: how many tokens to keep, None for all.
-        top_p: keep the smallest set of at least this probability, None for all.
-
-    Returns:
-        (B,) tokens.
-    """
+    """Sample as is usual: sort, or take the k largest, cut, renormalise, draw."""
     best, tokens = logits.float().topk(top_k) if top_k else logits.float().sort(descending=True)
     probabilities = best.softmax(-1)
     if top_p is not None:
@@ -82,17 +64,9 @@ def by_sorting(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor
 def wrong_draws(
     call: Function, logits: Tensor, top_k: int | None, top_p: float | None
 ) -> str | None:
-    """Compare what a sampler draws with the exact distribution of the first row, in float64.
+    """What is wrong with a sampler's draws from the first row, beside float64; None if nothing.
 
-    Args:
-        call: from (B, V) logits to (B,) tokens.
-        logits: of a case.
-        top_k: of the case.
-        top_p: of the case.
-
-    Returns:
-        What is wrong: a token that was cut away, or a frequency more than five standard errors off;
-        None if nothing.
+    A token that was cut away, or a frequency more than five standard errors off.
     """
     rows = logits.shape[0]
     same = logits[:1].expand(rows, -1).contiguous()

@@ -1,4 +1,4 @@
-"""Sphinx's settings for the book. `python -m tools.book.site` gathers the sources and runs Sphinx."""
+"""Sphinx's settings for the book; `python -m tools.book.site` gathers the sources and runs it."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import manifest  # noqa: E402
-from tools.book import npm, sphinx_book  # noqa: E402
+from tools.book import npm, sources, sphinx_book  # noqa: E402
+from tools.study import manifest  # noqa: E402
 
 book = manifest.load(ROOT)
 project = html_title = book.title
@@ -16,6 +16,7 @@ language = book.language
 
 extensions = [
     "myst_nb",
+    "sphinx.ext.autodoc",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_exercise",
@@ -26,10 +27,17 @@ extensions = [
 ]
 external_toc_path = "_toc.json"
 bibtex_bibfiles = [str(ROOT / "references.bib")]
+bibtex_cite_id = sources.ANCHOR
 
 nb_execution_mode = "off"  # chapters are committed with their outputs
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+add_module_names = False
+python_maximum_signature_line_length = 70
+toc_object_entries_show_parents = "hide"
 
 templates_path = ["templates"]
 html_static_path = ["static"]

@@ -15,6 +15,11 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const source of document.querySelectorAll(".citation")) {
     source.setAttribute("role", "listitem"); // in place of a role that is out of use
   }
+  for (const list of document.querySelectorAll(".sig > dl, .sig > dl > dd")) {
+    const box = document.createElement("div"); // Sphinx writes definitions without terms
+    box.append(...list.childNodes);
+    list.replaceWith(box);
+  }
   for (const term of document.querySelectorAll("a.term")) {
     term.dataset.tip = term.title; // shown by book.css, also for the keyboard
     term.removeAttribute("title");

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from aigc_lib.ops.attention import attention as op
-from aigc_lib.ops.dispatch import OPS
+from aigc_lib.ops.registry import NAMES
 from bench import __main__ as command
 from bench import arms, attention, gate, sample_token
 
@@ -46,7 +46,7 @@ def test_cases_have_names_of_their_own_and_goals_that_name_what_races(device):
     found = cases(device)
     names = [(case.op, case.name) for case in found]
     assert len(set(names)) == len(names)
-    assert {case.op for case in found} == {*OPS, "decode"}
+    assert {case.op for case in found} == {*NAMES, "decode"}
     for case in found:
         ours, peers = ([arm.name for arm in group] for group in (case.arms, case.peers))
         assert len(set(ours)) == len(ours)
@@ -69,7 +69,7 @@ def test_every_kernel_has_a_floor_on_cuda():
         for goal in case.goals
         if goal.floor and goal.arm == "triton"
     }
-    assert floored == set(OPS)
+    assert floored == set(NAMES)
 
 
 def test_without_torch_compile_and_liger_no_arm_needs_them(monkeypatch):

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from aigc_lib.ops.dispatch import OPS, PROVEN
+from aigc_lib.ops.dispatch import PROVEN
+from aigc_lib.ops.registry import NAMES
 from bench import __main__ as command
 from bench import race, report
 
@@ -64,7 +65,7 @@ def check(content: dict) -> None:
         for row in entry["rows"]:
             where = f"{row['op']}, {row['case']}, {row['direction']}, {row['arm']}, {row['peer']}"
             fits(row, ROW, where)
-            assert row["op"] in (*OPS, "decode")
+            assert row["op"] in (*NAMES, "decode")
             assert row["capability"] == content["capability"]
             assert row["direction"] in ("forward", "backward", "both")
             if row["ratio"] is None:
@@ -77,7 +78,7 @@ def check(content: dict) -> None:
 
 def test_a_fresh_result_has_the_form_that_committed_ones_must_have(workshop, tmp_path):
     wrong = workshop.arm("triton", compute=lambda x: x + 1)
-    case = workshop.case([workshop.arm("torch"), wrong], [workshop.arm("eager")], op=OPS[0])
+    case = workshop.case([workshop.arm("torch"), wrong], [workshop.arm("eager")], op=NAMES[0])
     head = report.setting(torch.device("cpu"), quick=False)
     results = report.Results(head, ["norm"], tmp_path / "result.json")
     entry = {"command": "python -m bench", "ceilings": {}}

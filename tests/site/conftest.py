@@ -1,4 +1,4 @@
-"""A copy of the course to render, the book made from it, a JupyterLab on it, and a browser."""
+"""A copy of the course and the book made from it, a tiny course to plant faults in, a browser."""
 
 import functools
 import http.server
@@ -61,12 +61,6 @@ def course(built, said) -> Path:
     return built
 
 
-@pytest.fixture
-def fresh_course(tmp_path) -> Path:
-    """A copy of one's own, not yet built, to plant faults in."""
-    return copy_of_the_course(tmp_path / "course")
-
-
 def copy_of_the_course(root: Path) -> Path:
     """Copy what the book is made of, and add the sample chapter."""
     ignored = shutil.ignore_patterns("__pycache__", "weights", ".ipynb_checkpoints")
@@ -83,6 +77,17 @@ def copy_of_the_course(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A course of two small chapters and no library, to plant faults in."""
+    shutil.copytree(ROOT / "site", tmp_path / "site")
+    (tmp_path / "references.bib").write_text(sample.REFERENCE)
+    (tmp_path / "book.toml").write_text(sample.BOOK + sample.MANIFEST, encoding="utf-8")
+    sample.put(tmp_path)
+    sample.put_first(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def book(course):
     """The address of the built book."""
@@ -96,23 +101,23 @@ def book(course):
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def log_message(self, *args):
         pass
 
 
 @pytest.fixture(scope="session")
-def lab(course, tmp_path_factory):
-    """The address of a JupyterLab that serves the copy's chapters."""
-    home = tmp_path_factory.mktemp("jupyter")
+def lab(tmp_path_factory):
+    """A folder, and the address of a JupyterLab that serves it."""
+    home, served = (tmp_path_factory.mktemp(name) for name in ("jupyter", "notebooks"))
     own = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={course / 'chapters'}"]
-    # The kernel of a notebook that is no longer open would stay until the server ends.
-    command += ["--MappingKernelManager.cull_idle_timeout=20"]
-    command += ["--MappingKernelManager.cull_interval=10"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={served}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
     with open(home / "log", "w") as log:
         environment = os.environ | own | KERNEL_ENVIRONMENT
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -123,7 +128,7 @@ def lab(course, tmp_path_factory):
             if _answers(f"{address}/api"):
                 break
             time.sleep(0.2)
-        yield address
+        yield served, address
     finally:
         server.terminate()
         server.wait(60)
@@ -139,15 +144,17 @@ def _answers(address: str) -> bool:
 
 # Not for the session: while Playwright runs, no other test of the process could use asyncio.
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
+def tab():
+    """The only tab of a headless Chromium."""
     found = filter(None, map(shutil.which, PROGRAMS))
     program = os.environ.get("CHROMIUM") or next(found, None)
     if program is None:
         unavailable("no Chromium on the PATH, and CHROMIUM does not name one")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
-        yield chromium
+        context = chromium.new_context(reduced_motion="reduce")
+        context.set_default_timeout(120_000)  # milliseconds; other tests may use every core
+        yield context.new_page()
         chromium.close()
 
 
@@ -158,11 +165,3 @@ def axe() -> str:
     if home is None:
         unavailable("no axe-core: npm is missing or had no network")
     return (home / "axe-core/axe.min.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def page(browser):
-    """A new tab."""
-    with browser.new_context(viewport={"width": 1300, "height": 900}) as context:
-        context.set_default_timeout(120_000)  # milliseconds; other tests may use every core
-        yield context.new_page()

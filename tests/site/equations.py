@@ -27,16 +27,8 @@ def in_markdown(text: str) -> Equations:
     """Count the equations of one Markdown cell.
 
     Counted are `$…$`, `$$…$$` and bare environments such as align, wherever they stand: in
-    paragraphs, tables, lists, directives. Code and comments hold none.
-
-    Args:
-        text: the cell's source.
-
-    Returns:
-        The counts.
-
-    Raises:
-        ValueError: a dollar has no partner; a price is written `\\$5`.
+    paragraphs, tables, lists, directives. Code and comments hold none. A dollar without a partner
+    raises ValueError; a price is written `\\$5`.
     """
     text = COMMENT.sub("", _without_code_blocks(text))
     text = ESCAPE.sub("", CODE_SPAN.sub("", text))
@@ -52,14 +44,7 @@ def in_markdown(text: str) -> Equations:
 
 
 def in_notebook(path: Path) -> Equations:
-    """Add up the equations of all Markdown cells.
-
-    Args:
-        path: the notebook.
-
-    Returns:
-        The counts.
-    """
+    """Add up the equations of all Markdown cells."""
     cells = nbformat.read(path, as_version=4).cells
     counts = [in_markdown(cell.source) for cell in cells if cell.cell_type == "markdown"]
     return Equations(sum(count.display for count in counts), sum(count.inline for count in counts))

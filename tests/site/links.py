@@ -6,31 +6,16 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """The links of a page and the places in it that a link can lead to.
-
-    Attributes:
-        links: (line, address) of each link, image, script and style.
-        places: ids and names.
-    """
+    """(line, address) of each link, image, script and style of a page; the places to lead to."""
 
     def __init__(self, text: str):
-        """Read a page.
-
-        Args:
-            text: its HTML.
-        """
         super().__init__()
         self.links: list[tuple[int, str]] = []
-        self.places: set[str] = set()
+        self.places: set[str] = set()  # ids and names
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note one element.
-
-        Args:
-            tag: its kind.
-            attrs: its attributes.
-        """
+        """Note one element."""
         values = dict(attrs)
         self.places |= {values[key] for key in ("id", "name") if values.get(key)}
         link = values.get("href") or values.get("src")
@@ -39,34 +24,19 @@ class Page(HTMLParser):
 
 
 def read(folder: Path) -> dict[str, Page]:
-    """Read all pages of a book.
-
-    Args:
-        folder: where they lie.
-
-    Returns:
-        The pages by file name.
-    """
+    """All pages of a book by file name."""
     return {path.name: Page(path.read_text(encoding="utf-8")) for path in folder.glob("*.html")}
 
 
-def dead(folder: Path) -> list[str]:
-    """Find the links inside a book that lead nowhere.
-
-    Args:
-        folder: with the built pages.
-
-    Returns:
-        Page, line and address of each.
-    """
-    pages = read(folder)
+def dead(folder: Path, pages: dict[str, Page]) -> list[str]:
+    """Page, line and address of each link inside a book that leads nowhere."""
     found = []
     for name, page in pages.items():
         for line, address in page.links:
             parts = urlsplit(address)
             if not parts.scheme and not parts.netloc:
                 target = unquote(parts.path) or name
-                exists = (folder / target).is_file()
+                exists = target in pages or (folder / target).is_file()
                 places = pages[target].places if target in pages else {""}
                 if not exists or (parts.fragment and unquote(parts.fragment) not in places):
                     found.append(f"{name}, line {line}: {address}")

@@ -1,4 +1,4 @@
-"""A small chapter that holds every kind of markup a chapter may use."""
+"""A chapter that holds every kind of markup a chapter may use, and a smaller one before it."""
 
 import base64
 from pathlib import Path
@@ -7,9 +7,24 @@ from equations import Equations
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-NAME = "99_sample"
+NAME, FIRST = "99_sample", "00_start_here"
 EQUATIONS = Equations(display=7, inline=17)
 
+BOOK = f"""
+[book]
+title = "Tiny"
+title_zh = "小"
+authors = ["A. Author"]
+language = "en"
+
+[[chapter]]
+file = "{FIRST}"
+title = "First"
+title_zh = "第一"
+needs = []
+seconds = 1
+minutes = 1
+"""
 MANIFEST = f"""
 [[chapter]]
 file = "{NAME}"
@@ -22,6 +37,23 @@ assignment = "{NAME}"
 """
 REFERENCE = "\n@misc{sample2000, author = {A. Author}, title = {Title}, year = {2000}}\n"
 
+# What the sample refers to in the course's first chapter.
+MARKDOWN_FIRST = r"""
+# 00. First
+
+:::{prf:theorem} Gibbs' inequality
+:label: thm-gibbs
+
+$$
+\mathrm{KL}(p \,\|\, q) \ge 0
+$$ (eq-gibbs)
+:::
+
+:::{exercise} Code
+:label: ex-code
+Write it.
+:::
+"""
 MARKDOWN = [
     r"""
 # 99. Sample
@@ -78,7 +110,7 @@ $$ (eq-sample-later)
 The logarithm is concave: $\log u \le u - 1$.
 :::
 
-By {prf:ref}`thm-sample`, {eq}`eq-sample-cross` is least at $q = p$.
+By {prf:ref}`thm-sample`, {eq}`eq-sample-cross` is least at $q = p$: cross-entropy is.
 
 :::{admonition} Myth: "a small loss means a good model"
 :class: warning
@@ -164,6 +196,8 @@ CODE = """# Solution: draw something
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
+from aigc_lib import plotting
+
 for _ in tqdm(range(3)):
     pass
 plt.figure(figsize=(2, 1))
@@ -184,12 +218,14 @@ Restart and run all takes 2 s.
 """
 
 
-def put(root: Path) -> None:
-    """Write the sample chapter, its picture and its assignment.
+def put_first(root: Path) -> None:
+    """Write the smaller chapter into a course."""
+    cell = new_markdown_cell(MARKDOWN_FIRST.strip("\n"), id="cell-000")
+    write(new_notebook(cells=[cell]), root / f"chapters/{FIRST}.ipynb")
 
-    Args:
-        root: of a course.
-    """
+
+def put(root: Path) -> None:
+    """Write the sample chapter, its picture and its assignment into a course."""
     chapters, work = root / "chapters", root / "assignments" / NAME
     for folder in (chapters / "results", work):
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,10 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import nbformat
-import pytest
+import sample
 import yaml
 from browsing import unavailable
 from test_pages import SMALL
@@ -46,25 +47,18 @@ def test_every_chapter_stands_in_its_part():
     assert "github: https://github.com/a/b" in jupyter_book.config(public)
 
 
-@pytest.fixture
-def project(tmp_path):
-    """What Jupyter Book 2 reads of the course, with the stub for a theme."""
-    for name in ("chapters", "site"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in (
-        "references.bib",
-        *(path.name for path in ROOT.glob("*.md")),
-        "LICENSE",
-        "CITATION.cff",
-    ):
-        shutil.copy(ROOT / name, tmp_path)
-    text = (ROOT / jupyter_book.FILE).read_text(encoding="utf-8")
-    assert text.count("template: book-theme") == 1
-    text = text.replace("template: book-theme", "template: ./stub")
-    (tmp_path / jupyter_book.FILE).write_text(text, encoding="utf-8")
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub/template.yml").write_text(STUB)
-    return tmp_path
+def put_project(folder: Path, settings: str) -> Path:
+    """What Jupyter Book 2 reads besides chapters, with the stub for a theme."""
+    pages = (path.name for path in ROOT.glob("*.md"))
+    for name in ("references.bib", "LICENSE", "CITATION.cff", *pages):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "site", folder / "site", dirs_exist_ok=True)
+    assert settings.count("template: book-theme") == 1
+    settings = settings.replace("template: book-theme", "template: ./stub")
+    (folder / jupyter_book.FILE).write_text(settings, encoding="utf-8")
+    (folder / "stub").mkdir()
+    (folder / "stub/template.yml").write_text(STUB)
+    return folder
 
 
 def read_by_engine(project) -> str:
@@ -86,20 +80,23 @@ def read_by_engine(project) -> str:
     return said.stdout
 
 
-def test_the_engine_reads_every_chapter_without_a_warning(project):
-    said = read_by_engine(project)
+def test_the_engine_reads_every_chapter_without_a_warning(tmp_path):
+    shutil.copytree(ROOT / "chapters", tmp_path / "chapters")
+    committed = (ROOT / jupyter_book.FILE).read_text(encoding="utf-8")
+    said = read_by_engine(put_project(tmp_path, committed))
     assert re.findall("⚠|⛔|[Ww]arning|[Ee]rror", said) == [], said
     for each in manifest.load().chapters:
         assert f"Built chapters/{each.file}.ipynb" in said
-    pages = list((project / "_build/site/content").glob("*.json"))
+    pages = list((tmp_path / "_build/site/content").glob("*.json"))
     assert len(pages) == len(manifest.load().chapters) + 2
 
 
-def test_the_engine_tells_what_is_wrong(project):
-    path = next(iter(manifest.load().chapters)).notebook(project)
+def test_the_engine_tells_what_is_wrong(tiny):
+    path = tiny / f"chapters/{sample.FIRST}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].source += "\n\n{eq}`eq-nowhere` [x](98_gone.ipynb) {cite}`nobody1900`"
+    notebook.cells[0].source += "\n\n$\\nonsense x$"
     nbformat.write(notebook, path)
-    said = read_by_engine(project)
-    for place in ("eq-nowhere", "98_gone.ipynb", "nobody1900", path.name):
+    said = read_by_engine(put_project(tiny, jupyter_book.config(manifest.load(tiny))))
+    for place in ("eq-nowhere", "98_gone.ipynb", "nobody1900", "nonsense", path.name):
         assert place in said

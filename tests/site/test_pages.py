@@ -1,7 +1,9 @@
 """The generated pages, one by one, from small books and files that hold one thing each."""
 
+import inspect
 import json
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import nbformat
@@ -11,8 +13,20 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from pybtex.database import Entry, Person, parse_file
 
+from aigc_lib.objectives import likelihood
 from tools import ROOT, Refusal
-from tools.book import api, course_map, figures, front, glossary, sources, speed, teach
+from tools.book import (
+    api,
+    course_map,
+    docstrings,
+    figures,
+    front,
+    glossary,
+    library,
+    sources,
+    speed,
+    teach,
+)
 from tools.book.assignments import Assignment, read
 from tools.book.parts import PARTS, chapters_of, path_to, short_title
 from tools.book.search import EnglishAndChinese
@@ -306,30 +320,17 @@ Words.
 
 import torch
 
+Numbers = Float[Tensor, "B *Z"]
 
-def public(
-    x: Float[Tensor, "B *Z"], *, beta: float | int = 1.0
-) -> Float[Tensor, " B"]:
-    """What * it_is.
 
-    L = β Σ_i x_i,   in nats.
+def public(x: Numbers, *, beta: float = 1.0) -> Numbers:
+    """L = β Σ_i x_i,   in nats.
 
-    In words. With U = E it is the same.
+    What * it_is.
 
     Source: Somebody 1999,
     equation 3.
     Derived: 00_start_here eq-gibbs
-
-    Args:
-        x: numbers,
-            many of them.
-        beta: β < 1.
-
-    Returns:
-        A | B.
-
-    Raises:
-        ValueError: bad.
     """
     return beta * x
 
@@ -349,85 +350,113 @@ class Config:
     def steps(self, n: int) -> int:
         """How many."""
         return n
-
-
-class Model(Base):
-    """A model."""
-
-    def __init__(self, config: Config) -> None:
-        """Make it."""
 '''
 
 
 @pytest.fixture
-def library(tmp_path):
+def little(tmp_path):
     """A library with one module in one part, one that stands alone, and a kernel."""
     for file, text in {
         "__init__.py": '"""The map."""',
         "ops/__init__.py": '"""Ops."""',
         "ops/norm.py": MODULE,
-        "train.py": '"""Train."""\n\n\ndef run():\n    """Go."""\n',
-        "kernels/fast.py": '"""K."""\n\n\ndef launch():\n    """Hidden."""\n',
+        "train.py": '"""Train."""\n\n\ndef run():\n    """Go | on."""\n',
+        "kernels/norm/fast.py": '"""K."""\n\n\ndef launch():\n    """Hidden."""\n',
     }.items():
         (tmp_path / "aigc_lib" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "aigc_lib" / file).write_text(text, encoding="utf-8")
     return tmp_path
 
 
-def test_everything_public_is_found_but_no_kernel(library):
-    found = {entry.name: entry for entry in api.entries(library)}
-    assert list(found) == ["public", "Config", "Config.steps", "Model", "run"]
-    assert found["public"].signature == (
-        'def public(\n    x: Float[Tensor, "B *Z"], *, beta: float | int = 1.0\n'
-        ') -> Float[Tensor, " B"]'
+def test_everything_public_is_found_but_no_kernel(little):
+    public, config, steps, run = library.entries(little)
+    assert (public.name, config.name, steps.name) == ("public", "Config", "Config.steps")
+    assert (public.anchor, public.page) == ("aigc_lib.ops.norm.public", "api-ops")
+    assert (run.anchor, run.page) == ("aigc_lib.train.run", library.SINGLE)
+    assert (public.source, public.derived) == (
+        "Somebody 1999, equation 3",
+        ("00_start_here", "eq-gibbs"),
     )
-    assert found["Config"].signature == "class Config:\n    width: int = 3"
-    assert found["Config.steps"].signature == "def steps(n: int) -> int"
-    assert found["Model"].signature == "class Model(config: Config)"
-    assert found["public"].code.endswith('-> Float[Tensor, " B"]:\n    return beta * x')
-    assert (found["public"].module, found["public"].page) == ("ops.norm", "api-ops")
-    assert found["run"].page == api.SINGLE
+    assert (config.source, config.derived) == ("Somebody 1999", None)
+    assert (run.source, run.derived) == ("", None)
 
 
-def test_formula_source_and_derivation_are_shown(library):
-    pages = api.pages(library, None)
+def test_a_part_has_a_page_and_the_overview_names_formula_and_derivation(little):
+    pages = api.pages(little)
     assert list(pages) == ["api", "api-ops", "api-single"]
-    text = pages["api-ops"]
-    assert "(ops-norm-public)=\n### public" in text
-    assert "#### Config.steps" in text
-    assert ":::{div} formula\nL = β Σ\\_i x\\_i,   in nats.\n:::" in text
-    assert "What \\* it\\_is." in text
-    assert "- `x`: numbers,\n  many of them.\n- `beta`: β \\< 1." in text
-    assert "**Returns**\nA \\| B." in text
-    assert "**Source** Somebody 1999, equation 3.\n" in text
-    assert "**Derived** in [](00_start_here.ipynb#eq-gibbs)" in text
-    assert text.count("**Derived**") == 1
-    assert "```text\nan indented map\n```" in text
-    assert "{dropdown} Code: aigc_lib/ops/norm.py, line 11" in text
-    row = "| [`norm.public`](api-ops.md#ops-norm-public) | What \\* it\\_is. | "
+    modules = re.findall(r".. automodule:: (.+)\n(?:   :members:)?", pages["api-ops"])
+    assert modules == ["aigc_lib.ops", "aigc_lib.ops.norm"]
+    assert pages["api-ops"].count("   :members:") == 1
+    assert "## train\n" in pages["api-single"]
+    row = r"| [`norm.public`](#aigc_lib.ops.norm.public) | L = β Σ\_i x\_i,   in nats. | "
     assert row + "[](00_start_here.ipynb#eq-gibbs) |" in pages["api"]
+    assert r"| [`train.run`](#aigc_lib.train.run) | Go \| on. | — |" in pages["api"]
 
 
-def test_code_is_linked_where_the_course_has_a_public_address(library):
-    text = api.pages(library, "https://github.com/a/b")["api-ops"]
-    assert "(https://github.com/a/b/blob/HEAD/aigc_lib/ops/norm.py#L11)" in text
+def told(docstring, what="method", obj=None, repository=None):
+    """What autodoc reads in place of a docstring."""
+    book = SimpleNamespace(repository=repository)
+    bib = SimpleNamespace(bibdata=SimpleNamespace(data=SimpleNamespace(entries=KNOWN)))
+    app = SimpleNamespace(
+        config=SimpleNamespace(book=book), env=SimpleNamespace(get_domain={"cite": bib}.get)
+    )
+    lines = docstring.splitlines()
+    docstrings.show(app, what, "name", obj, {}, lines)
+    return "\n".join(lines)
+
+
+def test_formula_source_and_derivation_are_shown():
+    text = told(
+        "L = β Σ_i x_i,   in `nats`.\n\nWhat * it_is.\n\n    a map\n\n"
+        "Source: Post 2018,\nequation 3.\nDerived: 00_a eq-b"
+    )
+    assert ".. container:: formula\n\n   L = β Σ\\_i x\\_i,   in \\ ``nats``\\ .\n" in text
+    assert "\nWhat \\* it\\_is.\n" in text
+    assert "\n.. code-block:: text\n\n    a map\n" in text
+    link = "\\ `Post 2018 <bibliography.html#cite-one>`__\\ , equation 3"
+    assert f"\n**Source** {link}\n" in text
+    assert "\n**Derived** in :ref:`00_a eq-b`\n" in text
+    assert "**" not in told("A model.\n\nSource: —\nDerived: —")
+
+
+def test_code_is_shown_without_docstring_and_linked_where_it_is_public():
+    public = "https://github.com/a/b"
+    text = told("What.", "function", manifest.find, public)
+    first = inspect.getsourcelines(manifest.find)[1]
+    assert f"/manifest.py <{public}/blob/HEAD/" in text
+    assert f"#L{first}>`__" in text
+    assert "      def find(book: Book, name: str) -> Chapter:\n          for chapter" in text
+    assert "blob" not in told("What.", "function", manifest.find)
+    assert told("What.", "method", manifest.find) == "What.\n"
+
+
+def test_only_what_the_library_names_is_shown():
+    kept = [
+        name
+        for name, obj in vars(likelihood).items()
+        if docstrings.skip(None, "module", name, obj, False, {}) is None
+    ]
+    own = [e.name for e in library.entries(ROOT) if e.module == likelihood.__name__]
+    assert set(own) <= set(kept)
+    assert not {"Float", "Tensor", "torch", "math"} & set(kept)
+    assert docstrings.skip(None, "class", "size", property(), False, {}) is None
 
 
 def test_formulas_are_told_from_sentences():
-    assert api.is_formula("z = μ + σ ε,   σ = exp(½ log σ²).")
-    assert api.is_formula("x ← x + mlp(norm(x))")
-    assert not api.is_formula("With z ~ q(z|x) its expectation is the bound.")
-    assert not api.is_formula("U = E if tied. Logits depend on tokens before.")
-    assert not api.is_formula("Nothing is averaged.")
+    assert docstrings.is_formula("z = μ + σ ε,   σ = exp(½ log σ²).")
+    assert docstrings.is_formula("x ← x + mlp(norm(x))")
+    assert not docstrings.is_formula("With z ~ q(z|x) its expectation is the bound.")
+    assert not docstrings.is_formula("U = E if tied. Logits depend on tokens before.")
+    assert not docstrings.is_formula("Nothing is averaged.")
 
 
 def test_the_equation_of_every_function_is_known():
-    found = api.derivations(api.entries(ROOT))
+    found = library.derivations(library.entries(ROOT))
     names = [entry.name for entry in found["20_elbo", "eq-gaussian-kl"]]
     assert "gaussian_kl" in names
     files = {c.file for c in manifest.load().chapters}
     assert {file for file, _ in found} <= files
-    anchors = [entry.anchor for entry in api.entries(ROOT)]
+    anchors = [entry.anchor for entry in library.entries(ROOT)]
     assert len(anchors) == len(set(anchors))
 
 
@@ -470,13 +499,21 @@ def test_a_source_is_found_by_its_authors_and_year(text, found):
     assert list(sources.cited(text, KNOWN)) == found
 
 
+def test_what_a_source_says_of_several_is_linked_to_each():
+    text = sources.linked("A_b: Post 2018, of Elhage et al. 2021; Post 2019.", KNOWN, "<{}>".format)
+    one, two = (f"bibliography.html#cite-{key}" for key in ("one", "others"))
+    assert text == (
+        rf"<A_b: >\ `Post 2018 <{one}>`__\ <, of >\ `Elhage et al. 2021 <{two}>`__\ <; Post 2019.>"
+    )
+
+
 def test_accents_and_braces_make_no_other_author():
     assert sources.surnames(KNOWN["accent"]) == ["ross", "bagnell"]
 
 
 def test_functions_are_listed_under_their_sources():
     known = parse_file(ROOT / "references.bib").entries
-    found = sources.by_source(api.entries(ROOT), known)
+    found = sources.by_source(library.entries(ROOT), known)
     used = {(entry.name, place) for entry, place in found["kingma2014"]}
     assert ("elbo", "equation 3") in used
     assert ("gaussian_kl", "appendix B, for m = 0 and s = 1") in used

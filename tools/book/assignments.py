@@ -22,17 +22,9 @@ class Assignment(NamedTuple):
 
 
 def read(book: Book, root: Path) -> dict[str, Assignment]:
-    """Read the assignments that book.toml names.
+    """The assignments that book.toml names, by the file of the chapter that each belongs to.
 
-    Args:
-        book: the manifest.
-        root: the repository.
-
-    Returns:
-        By the file of the chapter that each belongs to.
-
-    Raises:
-        Refusal: a first cell does not say what it should.
+    A first cell that does not say what it should is refused.
     """
     return {
         chapter.file: _read(root / "assignments" / chapter.assignment, chapter.number)

@@ -25,14 +25,7 @@ class Box(NamedTuple):
 
 
 def svg(book: Book) -> str:
-    """Draw the map.
-
-    Args:
-        book: the manifest.
-
-    Returns:
-        HTML without blank lines. Each box links to its chapter; parts without one are outlines.
-    """
+    """The map as HTML without blank lines: boxes link to chapters, parts without are outlines."""
     rows = chapters_of(book)
     rows.pop("9")
     tops, height = _tops(rows)

@@ -11,25 +11,14 @@ _LABELS = ("panels", "set_title", "suptitle", "title", "set_xlabel", "set_ylabel
 
 
 def describe(cell: nodes.Element) -> None:
-    """Give the figures of a code cell a text in place of the picture.
-
-    Args:
-        cell: a code cell as MyST-NB made it, changed in place.
-    """
+    """Give the figures of a code cell of MyST-NB's a text in place of the picture."""
     code = next(cell.findall(nodes.literal_block), None)
     for image in cell.findall(nodes.image):
         image["alt"] = figure_text(code.astext() if code else "")
 
 
 def figure_text(code: str) -> str:
-    """Words for a figure: titles, labels and axes of its code.
-
-    Args:
-        code: of the cell that draws it.
-
-    Returns:
-        One line.
-    """
+    """Words for a figure, in one line: titles, labels and axes of the code that draws it."""
     words: list[str] = []
     try:
         tree = ast.parse(code)
@@ -56,11 +45,7 @@ def _words(node: ast.expr) -> str:
 
 
 def add_captions(document: nodes.document) -> None:
-    """Make the paragraph `**Figure 0.1.** …` after a code cell the caption of its figure.
-
-    Args:
-        document: a chapter whose outputs are chosen, changed in place.
-    """
+    """Make the paragraph `**Figure 0.1.** …` after a code cell the caption of its figure."""
     for cell in list(document.findall(_is_cell)):
         images = list(cell.findall(nodes.image))
         place = cell.parent.index(cell) + 1

@@ -8,19 +8,7 @@ _PLACE = re.compile(r"<!-- (\w+) -->")
 
 
 def fill(template: str, content: dict[str, str], file: str) -> str:
-    """Put what is generated in the place of comments.
-
-    Args:
-        template: MyST Markdown with comments `<!-- name -->`.
-        content: Markdown by name.
-        file: of the template, for the message.
-
-    Returns:
-        MyST Markdown.
-
-    Raises:
-        Refusal: the template asks for something unknown.
-    """
+    """Put content in the place of the comments that name it; an unknown name is refused."""
 
     def replace(match: re.Match[str]) -> str:
         if match[1] not in content:

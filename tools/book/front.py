@@ -6,15 +6,7 @@ from tools.study.manifest import Book
 
 
 def page(book: Book, template: str) -> str:
-    """Fill in what book.toml says.
-
-    Args:
-        book: the manifest.
-        template: the text of site/index.md.
-
-    Returns:
-        MyST Markdown.
-    """
+    """Fill the template, the text of site/index.md, with what book.toml says."""
     content = {
         "title": book.title,
         "title_zh": book.title_zh,

@@ -21,16 +21,8 @@ class Term(NamedTuple):
 def terms(document: nodes.document) -> list[Term]:
     """Read the entries of the glossary, and give each an id to link to.
 
-    An entry is a definition list's: `entropy, Shannon entropy · 熵`, then its meaning.
-
-    Args:
-        document: the glossary as Sphinx has parsed it.
-
-    Returns:
-        All terms in their order.
-
-    Raises:
-        ValueError: an entry has no Chinese name, or one that an earlier entry has.
+    An entry is a definition list's: `entropy, Shannon entropy · 熵`, then its meaning. One without
+    Chinese name, or that is there twice, raises ValueError.
     """
     found: list[Term] = []
     seen: set[str] = set()
@@ -51,12 +43,9 @@ def terms(document: nodes.document) -> list[Term]:
 
 
 def link_first_uses(document: nodes.document, found: list[Term], address: str) -> None:
-    """Turn the first use of each term into a link that shows its meaning on hover and on focus.
+    """Turn a page's first use of each term into a link to the glossary, at this address.
 
-    Args:
-        document: a page, changed in place.
-        found: from `terms`.
-        address: of the glossary, as seen from the page.
+    It shows the meaning on hover and on focus.
     """
     # Sphinx has made apostrophes typographic.
     by_name = {name.lower().replace("'", "’"): term for term in found for name in term.english}

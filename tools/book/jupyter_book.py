@@ -11,14 +11,7 @@ HEAD = "# Written by `python -m tools.book.jupyter_book` from book.toml.\n"
 
 
 def config(book: manifest.Book) -> str:
-    """Write what Jupyter Book 2 needs to know.
-
-    Args:
-        book: the manifest.
-
-    Returns:
-        The text of myst.yml.
-    """
+    """The text of myst.yml."""
     parts = [
         {
             "title": PARTS[key].title,
@@ -42,11 +35,7 @@ def config(book: manifest.Book) -> str:
 
 
 def main() -> int:
-    """Write this repository's myst.yml.
-
-    Returns:
-        The exit code.
-    """
+    """Write this repository's myst.yml."""
     write_file(ROOT / FILE, config(manifest.load()).encode())
     return 0
 

@@ -20,14 +20,7 @@ class Package(NamedTuple):
     keep: tuple[str, ...]  # beginnings of paths in that folder
 
     def home(self, root: Path) -> Path:
-        """Where it is kept; the files lie in a folder there that has the package's name.
-
-        Args:
-            root: the repository.
-
-        Returns:
-            The folder, whether or not it exists.
-        """
+        """Where it is kept, or would be, in a folder that has its name."""
         kept = zlib.crc32(" ".join(self.keep).encode())  # to keep more is to fetch anew
         return root / "build" / f"{self.name}-{self.version}-{kept:08x}"
 
@@ -47,15 +40,7 @@ MYST = Package("mystmd", "1.8.3", 3, "package/", ("dist/",))
 
 
 def fetch(package: Package, root: Path) -> Path | None:
-    """Keep the part of a package that is needed.
-
-    Args:
-        package: which.
-        root: the repository.
-
-    Returns:
-        Its home, or None where npm cannot fetch it.
-    """
+    """Keep the part of a package that is needed; its home, or None where npm cannot fetch it."""
     home = package.home(root)
     if home.is_dir():
         return home

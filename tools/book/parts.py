@@ -31,17 +31,7 @@ PARTS = {
 
 
 def chapters_of(book: Book) -> dict[str, list[Chapter]]:
-    """Group the chapters into parts.
-
-    Args:
-        book: the manifest.
-
-    Returns:
-        For every key of PARTS its chapters, in the order of book.toml; maybe none.
-
-    Raises:
-        Refusal: a chapter's number belongs to no part.
-    """
+    """For every key of PARTS its chapters, in the order of book.toml; maybe none."""
     found: dict[str, list[Chapter]] = {key: [] for key in PARTS}
     for chapter in book.chapters:
         if chapter.number[0] not in PARTS:
@@ -51,15 +41,7 @@ def chapters_of(book: Book) -> dict[str, list[Chapter]]:
 
 
 def path_to(book: Book, chapter: Chapter) -> list[Chapter]:
-    """Everything that a reader of one chapter must have read.
-
-    Args:
-        book: the manifest.
-        chapter: where to arrive.
-
-    Returns:
-        The chapters that it needs, directly or not, and itself, each after its own needs.
-    """
+    """The chapters that one needs, directly or not, and itself, each after its own needs."""
     by_file = {each.file: each for each in book.chapters}
     path: list[Chapter] = []
 
@@ -74,13 +56,6 @@ def path_to(book: Book, chapter: Chapter) -> list[Chapter]:
 
 
 def short_title(chapter: Chapter) -> str:
-    """A title for narrow places.
-
-    Args:
-        chapter: whose.
-
-    Returns:
-        What stands before the colon of its title, without an article.
-    """
+    """A title for narrow places: what stands before its colon, without an article."""
     title = chapter.title.partition(":")[0].removeprefix("The ")
     return title[:1].upper() + title[1:]

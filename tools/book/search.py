@@ -1,5 +1,6 @@
 """Search in two languages: English words by their stems, Chinese by neighbouring characters."""
 
+import functools
 import itertools
 import re
 
@@ -21,15 +22,10 @@ var splitQuery = (query) =>
       : [run]);
 """
 
+    stem = functools.cache(SearchEnglish.stem)  # most words occur often
+
     def split(self, input: str) -> list[str]:
-        """Cut a text into the words that are indexed.
-
-        Args:
-            input: the text.
-
-        Returns:
-            Its words; of Chinese every character and every two neighbours.
-        """
+        """The words of a text; of Chinese every character and every two neighbours."""
         words: list[str] = []
         for run in _RUNS.findall(input):
             if re.match(f"[{_HAN}]", run):

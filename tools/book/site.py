@@ -10,8 +10,6 @@ import http.server
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,23 +20,18 @@ from tools.study import manifest, notebooks, rules
 
 
 def table_of_contents(book: manifest.Book, library: list[str]) -> dict:
-    """Group the chapters into parts, and put the other pages behind them.
+    """What sphinx-external-toc reads: the chapters in parts, behind them the other pages.
 
-    Args:
-        book: the manifest.
-        library: the pages on aigc_lib, the overview first.
-
-    Returns:
-        The contents in the form that sphinx-external-toc reads.
+    `library` names the pages on aigc_lib, the overview first.
     """
     pages = {
         PARTS[key].title: [{"file": chapter.file} for chapter in chapters]
         for key, chapters in chapters_of(book).items()
     }
     pages["Appendix"] += [{"file": "glossary"}, {"file": "bibliography"}]
-    inner = [{"file": page} for page in library[1:]]
+    inner = {"sections": [{"file": page} for page in library[1:]]} if library[1:] else {}
     pages["Around the course"] = [
-        {"file": library[0], "sections": inner},
+        {"file": library[0], **inner},
         {"file": "speed"},
         {"file": "teach", "sections": [{"file": "grading"}]},
     ]
@@ -47,19 +40,10 @@ def table_of_contents(book: manifest.Book, library: list[str]) -> dict:
 
 
 def gather(book: manifest.Book, root: Path, src: Path) -> int:
-    """Put everything that Sphinx reads into one folder: copied pages and generated ones.
+    """Put everything that Sphinx reads into a folder, in place of what was in it; count the pages.
 
-    Args:
-        book: the manifest.
-        root: the repository.
-        src: the folder to fill; what was in it is removed.
-
-    Returns:
-        The number of pages.
-
-    Raises:
-        Refusal: a chapter has an output that no reader should see, such as an error, or an
-            assignment lacks its table.
+    Refused are a chapter with an output that no reader should see, such as an error, and an
+    assignment without its table.
     """
     shutil.rmtree(src, ignore_errors=True)
     src.mkdir(parents=True)
@@ -71,7 +55,7 @@ def gather(book: manifest.Book, root: Path, src: Path) -> int:
         shutil.copytree(root / "chapters/results", src / "results")
     for page in root.glob("site/*.md"):
         shutil.copy(page, src)
-    library = api.pages(root, book.repository)
+    library = api.pages(root)
     works = assignments.read(book, root)
     pages = {
         "index": front.page(book, (src / "index.md").read_text(encoding="utf-8")),
@@ -86,38 +70,21 @@ def gather(book: manifest.Book, root: Path, src: Path) -> int:
 
 
 def build(root: Path = ROOT) -> int:
-    """Render the book into `_build/html`.
+    """Render the book into `_build/html` and count its pages; a warning of Sphinx's is refused."""
+    from sphinx.cmd.build import build_main  # not at the top: `main` says what to do without it
 
-    Args:
-        root: the repository.
-
-    Returns:
-        The number of pages.
-
-    Raises:
-        Refusal: book.toml is wrong, or Sphinx printed a warning.
-    """
     src, html, doctrees = (root / "_build" / name for name in ("src", "html", "doctrees"))
     pages = gather(manifest.load(root), root, src)
     shutil.rmtree(html, ignore_errors=True)
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-E", "-q", "-b", "html"]
-    run = subprocess.run([*sphinx, "-c", root / "site", "-d", doctrees, src, html], check=False)
-    if run.returncode:
+    options = ["-W", "--keep-going", "-E", "-q", "-b", "html", "-c", f"{root / 'site'}"]
+    if build_main([*options, "-d", f"{doctrees}", f"{src}", f"{html}"]):
         raise Refusal("No book: mend what is named above (x.ipynb:60002 is line 2 of cell 6).")
     lighter.lighten(html)
     return pages
 
 
 def serve(html: Path, port: int) -> None:
-    """Show a built book to this machine's browser until Ctrl-C.
-
-    Args:
-        html: the folder with index.html.
-        port: where to listen; 0 takes a free one.
-
-    Raises:
-        Refusal: the port is taken.
-    """
+    """Show a built book to this machine's browser until Ctrl-C; port 0 takes a free one."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=html)
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -129,11 +96,7 @@ def serve(html: Path, port: int) -> None:
 
 
 def main() -> int:
-    """Build this repository's book and say where it is; with --serve, show it.
-
-    Returns:
-        The exit code.
-    """
+    """Build this repository's book and say where it is; with --serve, show it."""
     parser = argparse.ArgumentParser(prog="make book", description=__doc__)
     parser.add_argument("--serve", type=int, metavar="PORT", help="show the book on this port")
     arguments = parser.parse_args()

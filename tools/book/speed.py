@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.race import is_noise
-
 HEAD = """# Speed
 
 What was raced, on which machine, and when. `python -m bench` writes these files; the tables show
@@ -17,14 +15,7 @@ can't be told from the peer raced against itself. A **floor** is what our row mu
 
 
 def page(root: Path) -> str:
-    """Write the page.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        MyST Markdown.
-    """
+    """The page, in MyST Markdown."""
     files = sorted((root / "bench" / "results").glob("*.json"), reverse=True)
     results = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
     lines = [HEAD]
@@ -77,7 +68,8 @@ def _row(op: str, row: dict) -> str:
         why = "; ".join(f"{arm}: {reason}" for arm, reason in row["refused"].items())
         return _cells(*names, "—", row["peer"], "—", f"not timed: {why}", _floor(row))
     ratio = f"{row['ratio']:.2f}"
-    if is_noise(row["low"], row["high"], row["noise"]):
+    least, most = row["noise"]  # what chance alone makes, as the bench says
+    if row["low"] <= most and least <= row["high"]:
         ratio = "~1"
     ratio += f" [{row['low']:.2f}, {row['high']:.2f}]"
     times = [f"{row[key]:.3g}" for key in ("milliseconds", "peer_milliseconds")]

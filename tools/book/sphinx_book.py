@@ -9,7 +9,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.search import languages
 from sphinx.util import logging
 
-from tools.book import api, assignments, figures, glossary, sources
+from tools.book import assignments, docstrings, figures, glossary, library, sources
 from tools.book.assignments import Assignment
 from tools.book.search import EnglishAndChinese
 from tools.study.manifest import Book
@@ -20,14 +20,8 @@ _LOG = logging.getLogger(__name__)
 def number_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Count each page's equations, theorems, exercises and figures from one, as JupyterLab does.
 
-    Equations become places that Markdown can link to: `[](20_elbo.ipynb#eq-gap)`.
-
-    Args:
-        app: Sphinx.
-        env: what it has read.
-
-    Returns:
-        No page that would have to be read again.
+    Equations become places to link to: `[](20_elbo.ipynb#eq-gap)` in Markdown, in the library's
+    docstrings "20_elbo eq-gap". No page is named that would have to be read again.
     """
     for kinds in env.toc_fignumbers.values():
         for numbers in kinds.values():
@@ -37,7 +31,8 @@ def number_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
     for label, (page, _) in env.domaindata["math"]["objects"].items():
         node_id = nodes.make_id(f"equation-{label}")
         number = env.toc_fignumbers[page]["displaymath"][node_id][0]
-        labels[label] = (page, node_id, f"chapter {page[:2]}, equation ({number})")
+        place = (page, node_id, f"chapter {page[:2]}, equation ({number})")
+        labels[label] = labels[f"{page} {label}"] = place
     return []
 
 
@@ -45,10 +40,6 @@ def refuse_far_references(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of `{eq}`, `{ref}` and their kin with a label of another chapter.
 
     A number alone says nothing there, and JupyterLab does not even find it.
-
-    Args:
-        app: Sphinx.
-        env: what it has read.
     """
     home = {label: place[0] for label, place in env.domaindata["std"]["anonlabels"].items()}
     home |= {label: place[0] for label, place in env.domaindata["std"]["labels"].items()}
@@ -64,12 +55,7 @@ def refuse_far_references(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def complete(app: Sphinx, document: nodes.document) -> None:
-    """Add to a chapter what book.toml and the library know of it.
-
-    Args:
-        app: Sphinx.
-        document: the page that was read, changed in place.
-    """
+    """Add to a chapter that was just read what book.toml and the library know of it."""
     page = app.env.docname
     chapters = {chapter.file: chapter for chapter in app.config.book.chapters}
     if page not in chapters:
@@ -101,13 +87,13 @@ def _assignment(page: str, work: Assignment) -> nodes.paragraph:
     return note
 
 
-def _in_the_library(page: str, found: list[api.Entry]) -> nodes.paragraph:
+def _in_the_library(page: str, found: list[library.Entry]) -> nodes.paragraph:
     note = nodes.paragraph("", "In the library: ", classes=["in-library"])
     for number, entry in enumerate(found):
         link = pending_xref(
-            refdomain="std", reftype="ref", reftarget=entry.anchor, refexplicit=True, refdoc=page
+            refdomain="py", reftype="obj", reftarget=entry.anchor, refexplicit=True, refdoc=page
         )
-        link += nodes.literal("", f"{entry.module}.{entry.name}")
+        link += nodes.literal("", entry.short)
         note += [nodes.Text(", "), link] if number else [link]
     return note
 
@@ -116,11 +102,6 @@ def finish(app: Sphinx, document: nodes.document, page: str) -> None:
     """Put captions under a chapter's figures, and link its first use of each term.
 
     The bibliography learns where each source is used.
-
-    Args:
-        app: Sphinx.
-        document: the page about to be written, changed in place.
-        page: its name.
     """
     if not hasattr(app.env, "book_terms"):
         app.env.book_terms = glossary.terms(app.env.get_doctree(glossary.PAGE))
@@ -135,20 +116,16 @@ def finish(app: Sphinx, document: nodes.document, page: str) -> None:
 
 
 def install(app: Sphinx, book: Book, root: Path) -> None:
-    """Attach everything to Sphinx.
-
-    Args:
-        app: Sphinx.
-        book: the manifest.
-        root: the repository.
-    """
+    """Attach everything to Sphinx."""
     languages["en"] = EnglishAndChinese
     app.add_config_value("book", book, "")
-    entries = api.entries(root)
+    entries = library.entries(root)
     app.add_config_value("assignments", assignments.read(book, root), "")
     app.add_config_value("library", entries, "")
-    app.add_config_value("derivations", api.derivations(entries), "")
+    app.add_config_value("derivations", library.derivations(entries), "")
     app.connect("env-get-updated", number_anew, priority=900)  # after Sphinx's own numbering
     app.connect("env-check-consistency", refuse_far_references)
+    app.connect("autodoc-skip-member", docstrings.skip)
+    app.connect("autodoc-process-docstring", docstrings.show)
     app.connect("doctree-read", complete)
     app.connect("doctree-resolved", finish)

@@ -16,15 +16,7 @@ STAGES = {
 
 
 def selection(book: Book, count: int) -> list[Chapter]:
-    """At most `count` chapters that go together, taken from all parts in turn.
-
-    Args:
-        book: the manifest.
-        count: how many there is time for.
-
-    Returns:
-        Each with everything that it needs, in the order of book.toml.
-    """
+    """At most `count` chapters, from all parts in turn, each with everything that it needs."""
     chosen: set[str] = set()
     waiting = [list(chapters) for chapters in chapters_of(book).values()]
     while any(waiting):
@@ -41,15 +33,7 @@ def selection(book: Book, count: int) -> list[Chapter]:
 
 
 def weeks(chapters: list[Chapter], length: int) -> list[list[tuple[Chapter, str]]]:
-    """Spread chapters over a term, so that every week holds about the same number of minutes.
-
-    Args:
-        chapters: in the order in which they are taught.
-        length: number of weeks.
-
-    Returns:
-        For every week pairs of a chapter and one of its STAGES.
-    """
+    """For every week pairs of a chapter and one of its STAGES, about the same minutes in each."""
     plan: list[list[tuple[Chapter, str]]] = [[] for _ in range(length)]
     total, before = sum(chapter.minutes for chapter in chapters), 0.0
     for chapter in chapters:
@@ -61,16 +45,7 @@ def weeks(chapters: list[Chapter], length: int) -> list[list[tuple[Chapter, str]
 
 
 def page(book: Book, works: dict[str, Assignment], template: str) -> str:
-    """Write the page.
-
-    Args:
-        book: the manifest.
-        works: the assignments by chapter.
-        template: the text of site/teach.md.
-
-    Returns:
-        MyST Markdown.
-    """
+    """Fill the template, the text of site/teach.md; assignments are given by chapter."""
     content = {
         "stages": "\n".join(f"- **{stage}**: {parts}" for stage, parts in STAGES.items()),
         "syllabi": "\n".join(_syllabus(book, works, length) for length in LENGTHS),
@@ -139,26 +114,12 @@ def _table(book: Book) -> str:
 
 
 def link(chapter: Chapter) -> str:
-    """A link to a chapter.
-
-    Args:
-        chapter: which.
-
-    Returns:
-        Markdown with its number and short title.
-    """
+    """A link to a chapter, with its number and short title."""
     return f"[{chapter.number} {short_title(chapter)}]({chapter.file}.ipynb)"
 
 
 def goals(book: Book) -> str:
-    """A table for the front page: for every chapter that nothing else needs, the way to it.
-
-    Args:
-        book: the manifest.
-
-    Returns:
-        Markdown.
-    """
+    """A table for the front page: for every chapter that nothing else needs, the way to it."""
     needed = {need for chapter in book.chapters for need in chapter.needs}
     lines = ["| you want | you read | hours |", "|:--|:--|--:|"]
     for chapter in book.chapters:

@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
-import pkgutil
 import re
 import subprocess
 import tempfile
@@ -20,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from aigc_lib.ops import registry
 from tools import Refusal, command, num_workers
-from tools.kernels import shipped
 
 # Bytes of shared memory that one block may use.
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
@@ -48,11 +47,7 @@ class Compiled:
     tensor_cores: int
 
     def faults(self) -> list[str]:
-        """Name what keeps this configuration from being shipped.
-
-        Returns:
-            One sentence for each fault.
-        """
+        """What keeps this configuration from being shipped, a sentence each."""
         limit = SHARED_LIMIT[self.capability]
         found = []
         if self.stack:
@@ -67,26 +62,14 @@ class Compiled:
 
 
 def parts() -> list[str]:
-    """The files of tools/kernels/shipped.
-
-    Returns:
-        Their names.
-    """
-    return sorted(module.name for module in pkgutil.iter_modules(shipped.__path__))
+    """The files of tools/kernels/shipped, one for each folder of kernels in the registry."""
+    return sorted({op.kernels for op in registry.OPS if op.kernels})
 
 
 def compile_part(part: str, capability: int, dtype: str) -> list[Compiled]:
     """Compile everything that one file of kernels ships for one device and one dtype.
 
     Changes Triton's driver for the rest of the process, which must not be interpreting.
-
-    Args:
-        part: a file of tools/kernels/shipped.
-        capability: 80 or 90.
-        dtype: of the tensors.
-
-    Returns:
-        One entry for each distinct binary, in the order of the calls.
     """
     import torch
     from triton.runtime import driver
@@ -185,17 +168,7 @@ def _cuobjdump(option, file) -> str:
 
 
 def compile_all(only: list[str]) -> Iterator[Compiled]:
-    """Compile in as many processes as there are cores.
-
-    Args:
-        only: files of tools/kernels/shipped.
-
-    Yields:
-        The entries, in a fixed order.
-
-    Raises:
-        Refusal: Triton is missing, or this process may only interpret.
-    """
+    """Compile parts in as many processes as there are cores; the entries in a fixed order."""
     if importlib.util.find_spec("triton") is None:
         raise Refusal("Triton is not installed: make kernels needs Linux on x86-64.")
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -210,14 +183,7 @@ def compile_all(only: list[str]) -> Iterator[Compiled]:
 
 
 def table(entries: list[Compiled]) -> str:
-    """Set the entries out for reading.
-
-    Args:
-        entries: what was compiled.
-
-    Returns:
-        One line for each.
-    """
+    """One line for each binary."""
     lines = [
         f"{'kernel':26} {'configuration':34} {'dtype':9} {'for':6} {'warps':>5} {'regs':>5} "
         f"{'stack':>5} {'shared':>7} tensor cores"
@@ -234,14 +200,7 @@ def table(entries: list[Compiled]) -> str:
 
 
 def main() -> int:
-    """Compile, print the table and the faults.
-
-    Returns:
-        1 if a configuration can't be shipped.
-
-    Raises:
-        Refusal: no such part.
-    """
+    """Compile, print the table and the faults; 1 if there are any."""
     parser = argparse.ArgumentParser(prog="make kernels", description=__doc__)
     parser.add_argument("--only", default="", help=f"one of {', '.join(parts())}")
     only = parser.parse_args().only

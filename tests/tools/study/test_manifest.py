@@ -73,6 +73,17 @@ def test_a_fault_is_refused_by_a_message_that_names_it(book, old, new, message):
     assert message in str(refusal.value)
 
 
+def test_every_notebook_is_known_with_its_seconds(course, book):
+    homework = course.root / "assignments" / "11_x" / "11_x.ipynb"
+    homework.parent.mkdir(parents=True)
+    homework.touch()
+    assert manifest.notebooks(book("minutes = 40", 'assignment = "11_x"\nminutes = 40')) == {
+        "chapters/00_start.ipynb": 30,
+        "chapters/11_next.ipynb": 20,
+        "assignments/11_x/11_x.ipynb": 10,
+    }
+
+
 def test_a_missing_book_is_refused(tmp_path):
     with pytest.raises(Refusal, match=r"book\.toml: no such file"):
         manifest.load(tmp_path)

@@ -1,1 +1,1 @@
-"""For each file of kernels, calls that reach every configuration that it ships."""
+"""For each folder of kernels, `calls(dtype)`: labels and calls for every configuration shipped."""

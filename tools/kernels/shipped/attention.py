@@ -13,14 +13,7 @@ _WIDTHS = (32, 64, 128)
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What to compile for one dtype: each padded width, and the branches at one of them.
-
-    Args:
-        dtype: of the tensors.
-
-    Yields:
-        A label and a call.
-    """
+    """What to compile for one dtype: each padded width, and the branches at one of them."""
     for width in _WIDTHS:
         yield f"width {width}", lambda width=width: _both_ways(dtype, width)
     # Loads of a ragged head are masked: padded to 32.

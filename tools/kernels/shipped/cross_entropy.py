@@ -8,14 +8,7 @@ from aigc_lib.kernels.cross_entropy import kernels
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Launch each kernel in each class, with smoothing, which takes more registers.
-
-    Args:
-        dtype: of the logits.
-
-    Yields:
-        A label, and what to call.
-    """
+    """Launch each kernel in each class, with smoothing, which takes more registers."""
     dlosses, lses = torch.empty(2, 2048, device="meta")
     targets = torch.empty(2048, dtype=torch.int64, device="meta")
     # The last is GPT-2's vocabulary, which 16 doesn't divide.

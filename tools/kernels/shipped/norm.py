@@ -10,14 +10,7 @@ N = 4096
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Reach every entry of both tables: narrow, ragged and the widest rows.
-
-    Args:
-        dtype: of x; weight and bias too.
-
-    Yields:
-        A label and a call.
-    """
+    """Reach every entry of both tables: narrow, ragged and the widest rows."""
     for width, center in (
         (64, False),
         (1001, True),

@@ -10,14 +10,7 @@ B = 64
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Reach both kernels and both block sizes; without a search there is only less code.
-
-    Args:
-        dtype: of the logits.
-
-    Yields:
-        A label and a call.
-    """
+    """Reach both kernels and both block sizes; without a search there is only less code."""
     uniform = torch.empty(B, device="meta")
     for vocabulary in (512, 50257):
         logits = torch.empty(B, vocabulary, dtype=dtype, device="meta")
