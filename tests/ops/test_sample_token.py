@@ -154,6 +154,13 @@ def test_limits_are_greedy_or_keep_everything(impl):
 
 
 @BOTH
+def test_a_share_reached_exactly_takes_no_further_token(impl):
+    row = torch.tensor([1, 0.5, 0.5], dtype=torch.float64).log()
+    assert row.exp().tolist() == [1, 0.5, 0.5]  # else rounding would decide
+    assert tokens(row, grid(9), top_p=0.5, impl=impl).unique().tolist() == [0]
+
+
+@BOTH
 def test_greedy_takes_the_first_of_several_and_no_randomness(impl, generator):
     state = generator.get_state()
     logits = torch.tensor([ROW, [0.0, 3.0, 3.0, 1.0, 3.0, 0, 0, 0], [-INF] * 7 + [-5.0]])
