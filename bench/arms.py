@@ -84,9 +84,11 @@ def compiled(function: Function, name: str = "compile", **options) -> Arm:
     return Arm(name=name, build=build, compiled=True, **options)
 
 
-def ours(function: Function, device: torch.device, *also: str) -> tuple[Arm, ...]:
+def ours(
+    function: Function, device: torch.device, *also: str, has_kernel: bool = True
+) -> tuple[Arm, ...]:
     """Our implementations that run on a device: "torch", on CUDA "triton", and those named also."""
-    names = [*also, "torch", *(["triton"] if device.type == "cuda" else [])]
+    names = [*also, "torch", *(["triton"] if device.type == "cuda" and has_kernel else [])]
 
     def arm(impl):
         return plain(impl, lambda *inputs: function(*inputs, impl=impl))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aigc_lib import expect
+from aigc_lib.ops.registry import WITHOUT_KERNEL
 
 IMPLEMENTATIONS = ("reference", "torch", "triton")
 
@@ -40,9 +41,9 @@ def choose(
         if not PROVEN or tensors[0].device.type != "cuda":
             return "torch"
         proven = (op, _capability(tensors[0].device.index)) in PROVEN
-        return "triton" if proven and not _missing(tensors, refusal) else "torch"
+        return "triton" if proven and not _missing(op, tensors, refusal) else "torch"
     expect.one_of((*IMPLEMENTATIONS, None), impl=impl)
-    if impl == "triton" and (reason := _missing(tensors, refusal)):
+    if impl == "triton" and (reason := _missing(op, tensors, refusal)):
         raise ValueError(f'impl="triton" can\'t run {op} here: {reason}')
     return impl
 
@@ -59,6 +60,8 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def decision(op: str, capability: tuple[int, int] | None) -> str:
     """For doctor: what `impl=None` takes on a CUDA device, None for no such device, and why."""
+    if op in WITHOUT_KERNEL:
+        return "torch: it has no kernel"
     if capability is None:
         return "torch: the kernel needs a CUDA device"
     if capability < OLDEST:
@@ -71,8 +74,10 @@ def decision(op: str, capability: tuple[int, int] | None) -> str:
     return f"triton: bench/results/{result}"
 
 
-def _missing(tensors, refusal) -> str | None:
+def _missing(op, tensors, refusal) -> str | None:
     """Why the kernel can't run on these tensors, None if it can."""
+    if op in WITHOUT_KERNEL:
+        return "it has no kernel"
     if not HAS_TRITON:
         return "Triton is not installed (it exists for Linux on x86-64: pip install -e .[kernels])"
     for x in tensors:

@@ -32,3 +32,4 @@ OPS = (
     Op("sample_token", "sample_token", "sample_token"),
 )
 NAMES = tuple(op.name for op in OPS)
+WITHOUT_KERNEL = {op.name for op in OPS if op.kernels is None}

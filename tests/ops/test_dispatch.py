@@ -104,3 +104,11 @@ def test_the_decision_is_told_with_what_it_rests_on(monkeypatch):
     assert dispatch.decision("op", (9, 0)) == "triton: bench/results/file.json"
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     assert dispatch.decision("op", (9, 0)) == "torch: Triton is not installed"
+
+
+def test_an_op_without_kernel_says_so(monkeypatch):
+    monkeypatch.setattr(dispatch, "WITHOUT_KERNEL", {"plain"})
+    with pytest.raises(ValueError, match="plain here: it has no kernel"):
+        dispatch.choose("plain", "triton", torch.ones(1))
+    assert dispatch.choose("plain", None, torch.ones(1)) == "torch"
+    assert dispatch.decision("plain", (9, 0)) == "torch: it has no kernel"

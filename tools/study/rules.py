@@ -80,7 +80,7 @@ def _output_faults(output: NotebookNode) -> Iterator[str]:
             yield f"an image of {image / 1e3:.0f} kB, at most {MAX_IMAGE / 1e3:.0f} are allowed"
         text = output.data.get("text/plain", "")
     if output.output_type != "error" and re.search(r" at 0x[0-9a-f]{6}", text):
-        yield "prints a memory address, which differs from run to run"
+        yield "prints a memory address, which differs from run to run: end the cell with `;`"
 
 
 def fresh(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:

@@ -8,23 +8,23 @@ With P = softmax(scale q kᵀ), O = P v and the gradient dO of O,
 P is computed again from q, k and the logarithm L of each row's sum under the softmax,
 P_ij = 2^(scale log₂e S_ij − L_i).
 No program adds to what another one writes: the result is the same in every run.
-
-`delta_kernel`
-    Grid: one program for each BLOCK_T rows of all B · H · T. Computes δ, line 4 of the algorithm.
-    Reads the output and its gradient once, writes 4 bytes a row.
-`keys_kernel`
-    Grid: one program for each block of BLOCK_M keys of one head. Keeps them and their values, walks
-    over the queries whose band meets them, and sums up dk and dv.
-    Reads q, dO, L and δ of these queries; writes its BLOCK_M rows of dk and dv.
-`queries_kernel`
-    Grid: one program for each block of BLOCK_T queries of one head. Walks over the keys as the
-    forward pass does, and sums up dq. Computing S and dP a second time costs less than letting the
-    programs of `keys_kernel` add up dq in turn.
-    Reads k and v of these keys; writes its BLOCK_T rows of dq.
-
-What the masks protect: rows beyond T and M and columns beyond K, as in the forward pass; a query
-beyond T gets L = ∞ and so P = 0.
 """
+
+# `delta_kernel`
+#     Grid: one program for each BLOCK_T rows of all B · H · T. Computes δ, line 4 of the algorithm.
+#     Reads the output and its gradient once, writes 4 bytes a row.
+# `keys_kernel`
+#     Grid: one program for each block of BLOCK_M keys of one head. Keeps them and their values,
+#     walks over the queries whose band meets them, and sums up dk and dv.
+#     Reads q, dO, L and δ of these queries; writes its BLOCK_M rows of dk and dv.
+# `queries_kernel`
+#     Grid: one program for each block of BLOCK_T queries of one head. Walks over the keys as the
+#     forward pass does, and sums up dq. Computing S and dP a second time costs less than letting
+#     the programs of `keys_kernel` add up dq in turn.
+#     Reads k and v of these keys; writes its BLOCK_T rows of dq.
+#
+# What the masks protect: rows beyond T and M and columns beyond K, as in the forward pass; a query
+# beyond T gets L = ∞ and so P = 0.
 
 import math
 

@@ -15,11 +15,11 @@ the keys from `left` before its place to `right` after it. Causal attention is r
 is left = right = w − 1, and no band at all is 2³⁰ on both sides, more than any length.
 Blocks of keys outside the band are never visited, blocks inside it pay for no test (in 16 bits;
 see `split`), and those on its edge do.
-
-What the masks protect: rows ≥ T of the queries and ≥ M of the keys (the last block may reach beyond
-them) and columns ≥ K (a head width that is not a power of two is padded with zeros, which change no
-product); keys beyond M, outside the band or forbidden by the mask get the score −∞.
 """
+
+# What the masks protect: rows ≥ T of the queries and ≥ M of the keys (the last block may reach
+# beyond them) and columns ≥ K (a head width that is not a power of two is padded with zeros, which
+# change no product); keys beyond M, outside the band or forbidden by the mask get the score −∞.
 
 import math
 

@@ -16,12 +16,12 @@ norm_backward, grid (programs), a small multiple of the number of multiprocessor
 Masks: columns ≥ C are padding, rows ≥ N lie behind the end in the last block. Both load zeros; the
 forward must clear the padding again after centring, which moves it off zero, and in the backward
 dy = 0 keeps it out of every sum. Stores go nowhere outside.
-
-The backward, with x̂ = rstd·(x − μ) and g = dy·w the gradient of x̂: since ∂μ/∂xⱼ = 1/C and
-∂rstd/∂xⱼ = −rstd²·x̂ⱼ/C, we have ∂x̂ᵢ/∂xⱼ = rstd·(δᵢⱼ − 1/C − x̂ᵢ·x̂ⱼ/C), and summing over gᵢ gives
-    dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),   dw = Σ dy·x̂ and db = Σ dy over the rows;
-RMSNorm has no μ and thus no mean(g).
 """
+
+# The backward, with x̂ = rstd·(x − μ) and g = dy·w the gradient of x̂: since ∂μ/∂xⱼ = 1/C and
+# ∂rstd/∂xⱼ = −rstd²·x̂ⱼ/C, we have ∂x̂ᵢ/∂xⱼ = rstd·(δᵢⱼ − 1/C − x̂ᵢ·x̂ⱼ/C), and summing over gᵢ gives
+#     dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),   dw = Σ dy·x̂ and db = Σ dy over the rows;
+# RMSNorm has no μ and thus no mean(g).
 
 import itertools
 
