@@ -4,8 +4,7 @@ One contract for every caller. A mask says True where a query may attend, and br
 (B, H, T, M). Query i of T stands at key i + M − T, so that the last query meets the last key (the
 bottom-right diagonal, which a cache of earlier keys needs): with `is_causal` it sees no key behind
 that place, with `window` only keys less than that far from it; both need T ≤ M. A query that may
-attend to nothing gets zeros. `scale` None means 1/√K. Wrong dtypes raise TypeError, all else that
-doesn't fit ValueError.
+attend to nothing gets zeros. `scale` None: 1/√K. Wrong dtypes raise TypeError, all else ValueError.
 """
 
 import math
