@@ -66,8 +66,9 @@ def together(**tensors: Tensor | None) -> None:
 def of_dtype(dtypes: Collection[torch.dtype], **tensors: Tensor | None) -> None:
     """One of these dtypes."""
     for name, x in tensors.items():
-        if x is not None and x.dtype not in dtypes:
-            raise TypeError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {x.dtype}")
+        kind = getattr(x, "dtype", type(x))
+        if x is not None and kind not in dtypes:
+            raise TypeError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {kind}")
 
 
 def whole(**tensors: Tensor | None) -> None:

@@ -46,6 +46,8 @@ BAD = [
      lambda: expect.together(x=x, y=x, z=x.to("meta"))),
     (TypeError, "expected y of torch.bool, got torch.float32",
      lambda: expect.of_dtype((torch.bool,), x=x.bool(), y=x)),
+    (TypeError, "expected x of torch.bool, got <class 'list'>",
+     lambda: expect.of_dtype((torch.bool,), x=[True])),
     (TypeError, "expected x of torch.int64 or torch.int32, got torch.int8",
      lambda: expect.whole(x=x.to(torch.int8))),
     (TypeError, "expected x of a floating-point dtype, got torch.int64",
