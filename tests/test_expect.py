@@ -84,6 +84,7 @@ def test_what_fits_passes(call):
     assert call() is None
 
 
+@pytest.mark.usefixtures("hook_off")
 @pytest.mark.parametrize(("kind", "sentence", "call"), BAD)
 def test_what_does_not_fit_raises_one_sentence(kind, sentence, call):
     with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
