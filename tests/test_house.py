@@ -174,6 +174,12 @@ def test_every_part_stands_in_the_table():
     assert parts.found() <= set(parts.MAY_IMPORT)
 
 
+def test_the_map_of_the_package_is_complete():
+    docstring = ast.get_docstring(tree(ROOT / "aigc_lib" / "__init__.py"))
+    named = set(re.findall(r"^    (\w+)  ", docstring, re.M))
+    assert parts.found() - {""} <= named
+
+
 @each
 def test_every_module_has_its_tests(path):
     relative = path.relative_to(ROOT / "aigc_lib")
