@@ -159,6 +159,8 @@ def accessibility_faults(
     """
     page.emulate_media(color_scheme=scheme)
     page.locator(f"html[data-theme={scheme}]").wait_for()
+    settle(page)
+    page.wait_for_function(REACHED)
     return page.evaluate(
         """async ([rules, without]) => {
             const exclude = without.filter(selector => document.querySelector(selector));

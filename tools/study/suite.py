@@ -46,14 +46,21 @@ class Phase:
 LINT = Phase("lint", [["ruff", "check", "."], ["ruff", "format", "--check", "."]])
 
 
+LONGEST_FIRST = ["--dist", "loadfile", "--no-loadscope-reorder", "-p", "tools.study.order"]
+PROOFS = ["-p", "tools.study.nbval_watch", "--nbval-lax", "--nbval-current-env"]
+
+
 def unit_tests(*paths: str, browser: bool = True) -> Phase:
-    """The tests in tests/ or in some files of it, on all cores, the longest files first."""
-    line = ["pytest", "-p", "tools.study.order", "-n", str(num_workers())]
-    line += ["--dist", "loadfile", "--no-loadscope-reorder"]
+    """The tests in tests/ or in some files of it, on all cores, the longest files first.
+
+    Notebooks among the files are executed beside them.
+    """
+    line = ["pytest", "-n", str(num_workers()), *LONGEST_FIRST]
     line += [] if browser else ["-m", "not browser"]
-    return Phase(
-        "unit tests", [[*line, *(paths or ("tests", "--ignore=tests/kernels"))]], ONE_THREAD
-    )
+    if any(path.endswith(".ipynb") for path in paths):
+        return Phase("tests and notebooks", [[*line, *PROOFS, *paths]], KERNEL_ENVIRONMENT)
+    line += ["-p", "no:nbval", *(paths or ("tests", "--ignore=tests/kernels"))]
+    return Phase("unit tests", [line], ONE_THREAD)
 
 
 def kernels() -> list[Phase]:
@@ -75,9 +82,7 @@ def notebooks(*paths: str) -> Phase:
     """Notebooks, executed side by side on one thread each, the longest first; proofs compared."""
     # pytest's other plugins would import much that only other tests need.
     line = ["pytest", "--disable-plugin-autoload", "-p", "xdist.plugin", "-p", "nbval.plugin"]
-    line += ["-p", "tools.study.nbval_watch", "-p", "tools.study.order"]
-    line += ["-n", str(min(len(paths), num_workers())), "--dist", "loadfile"]
-    line += ["--no-loadscope-reorder", "--nbval-lax", "--nbval-current-env", *paths]
+    line += ["-n", str(min(len(paths), num_workers())), *LONGEST_FIRST, *PROOFS, *paths]
     return Phase("notebooks", [line], KERNEL_ENVIRONMENT)
 
 
@@ -86,9 +91,8 @@ def check(since: str) -> list[Phase]:
     changed = affected.changed(ROOT, since)
     choice = affected.choose(ROOT, manifest.load(), changed)
     print(affected.explained(changed, choice))
-    phases = [LINT, unit_tests(*choice.tests, browser=choice.browser)]
-    phases += kernels() if choice.kernels else []
-    return [*phases, *([notebooks(*choice.notebooks)] if choice.notebooks else [])]
+    tests = unit_tests(*choice.notebooks, *choice.tests, browser=choice.browser)
+    return [LINT, tests, *(kernels() if choice.kernels else [])]
 
 
 def run(phases: list[Phase], root: Path = ROOT, budget: str = "") -> int:
