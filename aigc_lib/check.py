@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,12 +72,26 @@ def monte_carlo(
     return Measured(off)
 
 
-def band(claim: str, value: Tensor | float, low: float, high: float) -> float:
-    """A measured result lies in the band that five seeds set: low ≤ value ≤ high. Returns it."""
+def band(
+    claim: str,
+    value: Tensor | float,
+    low: float,
+    high: float,
+    *,
+    wrong: Mapping[str, Tensor | float] | None = None,
+) -> float:
+    """A measured result lies in the band that five seeds set: low ≤ value ≤ high. Returns it.
+
+    `wrong` are the nearest wrong alternatives by name: no value of theirs may lie in the band.
+    """
     _require(low < high, claim, f"expected low < high, got [{low:g}, {high:g}]", ValueError)
     value = float(value)
     _require(low <= value <= high, claim, f"expected within [{low:g}, {high:g}], got {value:.6g}")
-    print(f"{claim}: within [{low:g}, {high:g}]")
+    for name, other in (wrong or {}).items():
+        apart = f"expected {name} outside [{low:g}, {high:g}], got {other:.6g}"
+        _require(not low <= float(other) <= high, claim, apart)
+    others = f"; not so: {', '.join(wrong)}" if wrong else ""
+    print(f"{claim}: within [{low:g}, {high:g}]{others}")
     return Measured(value)
 
 

@@ -25,16 +25,6 @@ def best(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def best_dtype(device: torch.device) -> torch.dtype:
-    """The precision to train in: bfloat16 on CUDA devices of capability ≥ 8.0, else float32.
-
-    On CPUs and on older cards half precision is emulated and slower than float32.
-    """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.bfloat16
-    return torch.float32
-
-
 def loss_dtype(x: torch.Tensor) -> torch.dtype:
     """What a loss of x is computed and returned in: x's precision, at least float32."""
     return torch.promote_types(x.dtype, torch.float32)

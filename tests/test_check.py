@@ -211,6 +211,15 @@ def test_band_includes_both_limits_and_nothing_outside(make, capsys):
             check.band("loss", make(value), 1, 2)
 
 
+@pytest.mark.parametrize("make", [float, torch.tensor])
+def test_a_band_holds_no_wrong_alternative(make, capsys):
+    check.band("loss", 1.5, 1, 2, wrong={"half": make(0.99), "untrained": make(2.01)})
+    assert capsys.readouterr().out == "loss: within [1, 2]; not so: half, untrained\n"
+    for value in (1.0, 1.99, 2.0):
+        with pytest.raises(check.ClaimFailed, match=r"^loss: .* untrained outside"):
+            check.band("loss", 1.5, 1, 2, wrong={"half": 0.5, "untrained": make(value)})
+
+
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (math.nan, 1.0)])
 def test_an_empty_band_is_refused(low, high):
     with pytest.raises(ValueError, match=r"^loss: expected low < high"):

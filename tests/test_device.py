@@ -63,15 +63,6 @@ def test_the_best_device_of_this_machine_computes():
     assert torch.ones(2, device=device.best()).sum() == 2
 
 
-def test_half_precision_is_for_new_cuda_cards_only(monkeypatch):
-    for name in ("cpu", "mps"):
-        assert device.best_dtype(torch.device(name)) == torch.float32
-    capabilities = [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)]
-    for capability, dtype in capabilities:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert device.best_dtype(torch.device("cuda")) == dtype
-
-
 @pytest.mark.parametrize(
     ("maximum", "cores", "variable", "threads"),
     [

@@ -109,3 +109,98 @@ def test_bad_input_is_named(call, name):
     _, (ax,) = plotting.panels(["panel"])
     with pytest.raises(ValueError, match=f"expected.* {name}"):
         call(ax)
+
+
+# Pictures
+
+
+@pytest.fixture
+def picture():
+    """An empty canvas of 6 by 3 inches."""
+    return plotting.canvas(6, 3)[1]
+
+
+def words(ax):
+    return {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+
+
+def test_a_canvas_is_measured_in_inches(picture):
+    picture.figure.canvas.draw()
+    corners = picture.transData.transform([(0, 0), (6, 3)]) / picture.figure.dpi
+    np.testing.assert_allclose(corners, [(0, 0), (6, 3)], atol=1e-6)
+
+
+def test_a_tensor_stands_around_its_place_with_its_first_row_on_top(picture):
+    values = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, 6.0]])
+    part = plotting.tensor(
+        picture, values, (3, 1), name="Q", rows="T", columns="K", cell=0.5, digits=1
+    )
+    np.testing.assert_allclose(part, [(2.25, 1), (3.75, 1), (3, 1.5), (3, 0.5)])
+    said = words(picture)
+    assert said["1.0"] == pytest.approx((2.5, 1.25))
+    assert said["\N{MINUS SIGN}2.0"] == pytest.approx((3.0, 1.25))
+    assert said["6.0"] == pytest.approx((3.5, 0.75))
+    assert said["Q"][1] > 1.5
+    assert said["T"][0] < 2.25
+    assert said["K"][1] < 0.5
+    (mesh,) = picture.collections
+    assert mesh.get_array().ravel().tolist() == [1, -2, 3, 4, 5, 6]
+
+
+def test_colours_of_a_tensor_tell_signs_and_size(picture):
+    plotting.tensor(picture, torch.tensor([[0.0, 2.0]]), (1, 1))
+    plotting.tensor(picture, torch.tensor([[-1.0, 0.0, 1.0]]), (1, 2), most=2)
+    plotting.tensor(picture, torch.zeros(1, 2), (3, 2))
+    positive, signed, zero = (mesh.to_rgba(mesh.get_array()) for mesh in picture.collections)
+    white, blue = positive.reshape(-1, 4)[:, :3]
+    assert white.min() > 0.95
+    assert blue[2] > blue[0]
+    minus, middle, plus = signed.reshape(-1, 4)[:, :3]
+    assert minus[2] > minus[0]
+    assert plus[0] > plus[2]
+    assert middle.min() > 0.95
+    assert minus.mean() > 0.5  # half of `most` is half as dark
+    assert zero[..., :3].min() > 0.95
+    with pytest.raises(ValueError, match="values"):
+        plotting.tensor(picture, torch.zeros(3), (1, 1))
+
+
+def test_boxes_and_operations_give_the_middles_of_their_sides(picture):
+    box = plotting.box(picture, "block", (2, 1), size=(1, 0.5), color="green")
+    np.testing.assert_allclose(box, [(1.5, 1), (2.5, 1), (2, 1.25), (2, 0.75)])
+    circle = plotting.operation(picture, "+", (4, 1), radius=0.2)
+    np.testing.assert_allclose(circle, [(3.8, 1), (4.2, 1), (4, 1.2), (4, 0.8)])
+    assert words(picture) == {"block": (2, 1), "+": (4, 1)}
+
+
+@pytest.mark.parametrize(
+    ("end", "bend", "place"),
+    [((3, 1), 0, (2, 1.13)), ((1, 3), 0, (1.08, 2)), ((3, 1), 0.5, (2, 0.63))],
+)
+def test_an_arrow_ends_where_it_should_and_its_words_stand_beside_it(picture, end, bend, place):
+    plotting.arrow(picture, (1, 1), end, text="x", bend=bend, color="vermilion")
+    (arrow,) = picture.patches
+    assert words(picture)["x"] == pytest.approx(place)
+    drawn = arrow.get_extents().transformed(picture.transData.inverted())
+    np.testing.assert_allclose((drawn.x1, drawn.y1), np.maximum((1, 1), end), atol=0.2)
+    assert (drawn.y0 < 0.9) == bool(bend)  # to the right of the way
+
+
+def test_a_brace_points_to_the_right_of_its_way(picture):
+    plotting.brace(picture, (1, 1), (3, 1), "below")
+    plotting.brace(picture, (5, 2), (5, 1), "left")
+    below, left = (patch.get_path().vertices for patch in picture.patches)
+    assert below[[0, -1]].tolist() == [[1, 1], [3, 1]]
+    assert below[:, 1].min() == below[5, 1] < 1
+    assert left[:, 0].min() == left[5, 0] < 5
+    said = words(picture)
+    assert said["below"][0] == 2
+    assert said["below"][1] < below[5, 1]
+    assert said["left"][1] == 1.5
+    assert said["left"][0] < left[5, 0]
+
+
+def test_words_stand_where_they_are_put(picture):
+    plotting.label(picture, "begins", (1, 2), align="left", size=7, color="0.35")
+    (text,) = picture.texts
+    assert (text.get_position(), text.get_ha(), text.get_fontsize()) == ((1, 2), "left", 7)
