@@ -20,7 +20,8 @@ class Chapter:
     title_zh: str
     needs: tuple[str, ...]  # files of the chapters to read before
     seconds: int  # to run on one thread of an idle CPU
-    minutes: int  # to read
+    minutes: int  # to read the core path
+    minutes_all: int  # to read everything
     assignment: str | None = None
 
     @property

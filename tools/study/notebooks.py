@@ -27,6 +27,8 @@ TIERS = ("minute", "coffee", "gpu")
 BAR = re.compile(r"\d+%\|.*\||\d+\S* \[\d\d:\d\d")
 # A Markdown cell with this beginning, right after a code cell, is the caption of its figure.
 CAPTION = re.compile(r"\*\*Figure(?: \d+\.\d+)?\.\*\* ")
+# A Markdown cell that begins a section which the next chapters do not need.
+DEEPER = re.compile(r"#+ .*\(deeper\)\s*$", re.M)
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -198,6 +200,8 @@ def _cell_metadata(cell: NotebookNode) -> dict:
         metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
     elif has_tag(cell, "hide-input"):
         metadata["jupyter"] = {"source_hidden": True}
+    if DEEPER.match(cell.source):
+        metadata["jp-MarkdownHeadingCollapsed"] = True
     return metadata
 
 

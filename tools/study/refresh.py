@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tools import ROOT, Refusal, command, num_workers
-from tools.study import manifest, notebooks, readme, rules
+from tools.study import manifest, notebooks, reading, readme, rules
 
 
 def refresh(chapter: manifest.Chapter, root: Path = ROOT, bar: bool = True) -> str:
@@ -58,7 +58,7 @@ def refresh_all(book: manifest.Book, root: Path = ROOT) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Refresh the chapter named on the command line, or all, and the table in the READMEs."""
+    """Refresh the chapter named on the command line, or all, and what is said of their time."""
     parser = argparse.ArgumentParser(prog="make refresh", description=__doc__)
     parser.add_argument("--chapter", default="", help="its number or its file; default: all")
     name = parser.parse_args(arguments).chapter
@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         for said in [refresh(manifest.find(book, name), root)] if name else refresh_all(book, root):
             print(said, flush=True)
     finally:
-        readme.write(root, book)
+        reading.update(book, root)
+        readme.write(root, manifest.load(root))
     return 0
 
 

@@ -10,13 +10,22 @@ from collections.abc import Iterator
 import nbformat
 from nbformat import NotebookNode
 
+from tools.study import reading
 from tools.study.manifest import Chapter
 from tools.study.notebooks import CAPTION, cell_name, code_hash, has_tag
 
 MAX_IMAGE = 150_000  # bytes
 MAX_NOTEBOOK = 1_500_000
 MAX_LINES = 40
-TAGS = {"parameters", "nbval-check-output", "hide-cell", "hide-input", "readme-figure"}
+MAX_CORE = 90  # minutes
+TAGS = {
+    "parameters",
+    "nbval-check-output",
+    "hide-cell",
+    "hide-input",
+    "remove-cell",
+    "readme-figure",
+}
 SECTIONS = (
     "## Goals",
     "中文提要",
@@ -39,6 +48,7 @@ def chapter_faults(nb: NotebookNode, chapter: Chapter) -> list[str]:
         *cells(nb),
         *fresh(nb, chapter),
         *sections(nb, chapter),
+        *paths(nb, chapter),
         *boxed(nb),
         *proofs(nb),
         *captions(nb),
@@ -122,9 +132,26 @@ def sections(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
         if expected != found:
             yield f"{found!r} stands where {expected!r} should"
             break
-    time = f"**Time:** about {chapter.seconds} seconds to run, {chapter.minutes} minutes to read."
+    time = reading.time_line(chapter)
     if time not in lines[place.get("## Goals", 0) : place.get("## Setup")]:
         yield f"the goals have no line {time!r}"
+
+
+def paths(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
+    """The core path and what goes deeper can be told apart, and take the minutes of book.toml."""
+    for index, cell in enumerate(nb.cells):
+        if cell.cell_type == "markdown":
+            text = re.sub(r"```.*?```", "", cell.source, flags=re.S)
+            if re.search(r"\A.+^#+ ", text, re.M | re.S):
+                yield f"{cell_name(nb, index)}: a heading that does not begin its cell"
+            titles = re.findall(r"^:::\{exercise\}.*$", text, re.M)
+            if len(titles) > len(reading.EXERCISE.findall(text)):
+                yield f"{cell_name(nb, index)}: an exercise without its '(5 minutes)'"
+    found = reading.minutes(nb)
+    if found != (chapter.minutes, chapter.minutes_all):
+        yield f"takes {found} minutes to read, core and all: python -m tools.study.reading"
+    if found[0] > MAX_CORE:
+        yield f"the core path takes {found[0]} minutes, at most {MAX_CORE} are allowed"
 
 
 def boxed(nb: NotebookNode) -> Iterator[str]:

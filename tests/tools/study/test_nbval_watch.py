@@ -91,7 +91,8 @@ def test_notebooks_are_executed_and_compared_in_their_tree_and_one_that_waits_is
     (course.root / "short.py").write_text(SHORT)
     phase = suite.notebooks("chapters")
     (line,) = phase.commands
-    line[line.index("-n") : line.index("--dist")] = ["-p", "short"]
+    line[line.index("-n") : line.index("--dist")] = []
+    line += ["-p", "short"]
     assert suite.run([phase], course.root) == 1
     said = capfd.readouterr().out
     assert "5 passed, 4 failed in" in said
