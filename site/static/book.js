@@ -51,3 +51,29 @@ window.addEventListener("load", () => {
     }
   });
 });
+
+// What the next chapters do not need can be folded away; the choice holds for all chapters.
+document.addEventListener("DOMContentLoaded", () => {
+  if (!document.querySelector("section.deeper")) return;
+  const button = document.createElement("button");
+  button.className = "deeper-switch";
+  const fold = (folded) => {
+    document.documentElement.classList.toggle("core-only", folded);
+    button.textContent = folded ? "Show what goes deeper" : "Fold what goes deeper";
+    localStorage.setItem("core-only", folded ? "yes" : "");
+  };
+  button.addEventListener("click", () =>
+    fold(!document.documentElement.classList.contains("core-only")),
+  );
+  document.querySelector("section#goals").append(button);
+  fold(localStorage.getItem("core-only") === "yes");
+  const find = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target?.closest("section.deeper") && !target.matches("section.deeper")) {
+      fold(false); // a link leads there
+      target.scrollIntoView();
+    }
+  };
+  window.addEventListener("hashchange", find);
+  find();
+});

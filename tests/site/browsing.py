@@ -59,8 +59,10 @@ TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnima
 
 
 def settle(page: Page) -> None:
-    """Wait until MathJax has set all equations (a page may have none) and two frames are drawn."""
+    """Wait for MathJax (a page may have none), fonts and movements, then for two frames."""
     page.evaluate("() => window.MathJax?.startup.promise")
+    page.evaluate("() => document.fonts.ready.then(() => true)")
+    page.wait_for_function("() => !document.getAnimations().some(a => a.playState === 'running')")
     page.evaluate(TWO_FRAMES)
 
 

@@ -24,6 +24,7 @@ title_zh = "第一"
 needs = []
 seconds = 1
 minutes = 1
+minutes_all = 1
 """
 MANIFEST = f"""
 [[chapter]]
@@ -33,6 +34,7 @@ title_zh = "样例"
 needs = []
 seconds = 1
 minutes = 1
+minutes_all = 1
 assignment = "{NAME}"
 """
 REFERENCE = "\n@misc{sample2000, author = {A. Author}, title = {Title}, year = {2000}}\n"
@@ -157,6 +159,16 @@ which is {numref}`fig-sample`.
 ```python
 price = "$not an equation$"
 ```
+""",
+    r"""
+### Further on (deeper)
+
+Not needed next.
+
+(sec-below)=
+#### Below it
+
+This is deeper, too.
 """,
     r"""
 ## Exercises

@@ -304,6 +304,27 @@ def test_a_chapter_answers_to_the_keyboard(book, page):
 
 
 @pytest.mark.browser
+def test_what_goes_deeper_can_be_folded_away_for_all_pages(book, page):
+    page.goto(f"{book}/{sample.NAME}.html")
+    switch = page.get_by_role("button", name="what goes deeper")
+    heading, words = page.locator("#further-on-deeper h3"), page.get_by_text("Not needed next.")
+    below = page.get_by_text("This is deeper, too.")
+    for shown in (True, False):
+        assert heading.is_visible()
+        assert words.is_visible() == below.is_visible() == shown
+        switch.click()
+    page.get_by_text("Fold what").wait_for()
+    switch.click()
+    page.goto(f"{book}/{sample.NAME}.html")
+    switch.wait_for()
+    assert not words.is_visible()
+    page.goto(f"{book}/{sample.NAME}.html#sec-below")
+    below.wait_for()
+    assert words.is_visible()
+    assert page.get_by_text("Fold what").is_visible()
+
+
+@pytest.mark.browser
 def test_a_term_shows_its_chinese_name_and_leads_to_the_glossary(book, page):
     page.goto(f"{book}/{sample.NAME}.html")
     term = page.locator("a.term[href$='#term-cross-entropy']")

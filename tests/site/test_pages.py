@@ -34,10 +34,8 @@ from tools.study import manifest
 
 
 def chapter(file, *needs, minutes=90, **more):
-    title = f"Title {file[:2]}: and more"
-    return manifest.Chapter(
-        file=file, title=title, title_zh="题", needs=needs, seconds=9, minutes=minutes, **more
-    )
+    more |= {"title": f"Title {file[:2]}: and more", "title_zh": "题", "minutes_all": 150}
+    return manifest.Chapter(file=file, needs=needs, seconds=9, minutes=minutes, **more)
 
 
 def book_of(*chapters):

@@ -23,7 +23,9 @@ NOTEBOOK = f"chapters/{sample.NAME}.ipynb"
 
 def book_of(*files: str) -> manifest.Book:
     chapters = [
-        manifest.Chapter(file=file, title="", title_zh="", needs=(), seconds=1, minutes=1)
+        manifest.Chapter(
+            file=file, title="", title_zh="", needs=(), seconds=1, minutes=1, minutes_all=2
+        )
         for file in files
     ]
     return manifest.Book(title="", title_zh="", authors=(), language="en", chapters=tuple(chapters))

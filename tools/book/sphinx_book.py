@@ -13,6 +13,7 @@ from tools.book import assignments, docstrings, figures, glossary, library, sour
 from tools.book.assignments import Assignment
 from tools.book.search import EnglishAndChinese
 from tools.study.manifest import Book
+from tools.study.notebooks import DEEPER
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ def complete(app: Sphinx, document: nodes.document) -> None:
     subtitle = nodes.paragraph("", chapters[page].title_zh, classes=["subtitle"])
     heading = next(document.findall(nodes.title))
     heading.parent.insert(heading.parent.index(heading) + 1, subtitle)
+    for title in document.findall(nodes.title):
+        if DEEPER.match(f"# {title.astext()}"):
+            title.parent["classes"].append("deeper")  # book.js lets readers fold it away
     if work := app.config.assignments.get(page):
         goals = next(s for s in document.findall(nodes.section) if "goals" in s["ids"])
         goals += _assignment(page, work)

@@ -102,13 +102,14 @@ def _assignments(book: Book, works: dict[str, Assignment]) -> str:
 
 
 def _table(book: Book) -> str:
-    lines = ["| chapter | part | needs | reading | runs in |", "|:--|:--|:--|--:|--:|"]
+    head = ["chapter", "part", "needs", "core path", "all", "runs in"]
+    lines = [f"| {' | '.join(head)} |", "|:--|:--|:--|--:|--:|--:|"]
     for key, chapters in chapters_of(book).items():
         for chapter in chapters:
             needs = ", ".join(need[:2] for need in chapter.needs) or "—"
             lines.append(
                 f"| {link(chapter)} | {PARTS[key].title} | {needs} | {chapter.minutes} "
-                f"| {chapter.seconds} |"
+                f"| {chapter.minutes_all} | {chapter.seconds} |"
             )
     return "\n".join(lines)
 

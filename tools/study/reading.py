@@ -20,7 +20,7 @@ HEADING = re.compile("(#+) ")
 EQUATION = re.compile(r"^\$\$$.*?^\$\$(?: \(eq-[\w-]+\))?$", re.M | re.S)
 EXERCISE = re.compile(r"^:::\{exercise\} .*\((\d+) minutes\b.*\)$", re.M)
 # Not read on the way: solutions, the Chinese summary, the colons and labels of a box.
-ASIDE = re.compile(r"^:::\{(?:solution|dropdown)\}.*?^:::$|^:(?:::|\w+:).*$", re.M | re.S)
+ASIDE = re.compile(r"^:::\{(?:solution|dropdown)\}.*?^:::$|^:(?:::|\w+:)[^\n]*$", re.M | re.S)
 FOLDED = ("hide-cell", "hide-input", "remove-cell")
 TIME = re.compile(r"^\*\*Time:\*\* .*$", re.M)
 
@@ -41,8 +41,8 @@ def cell_minutes(cell: NotebookNode) -> float:
     """words / 130 + 1.5 per displayed equation + lines of code / 10 + 1 per figure + exercises."""
     if cell.cell_type == "markdown":
         given = sum(map(int, EXERCISE.findall(cell.source)))
-        text, equations = EQUATION.subn("", cell.source)
-        return len(ASIDE.sub("", text).split()) / 130 + 1.5 * equations + given
+        text, equations = EQUATION.subn("", ASIDE.sub("", cell.source))
+        return len(text.split()) / 130 + 1.5 * equations + given
     if cell.cell_type != "code" or has_tag(cell, "hide-cell"):
         return 0.0
     figures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
@@ -57,7 +57,7 @@ def minutes(nb: NotebookNode) -> tuple[int, int]:
     for cell, deeper in parts(nb):
         total += (own := cell_minutes(cell))
         core += 0 if deeper else own
-    return round(core), round(total)
+    return max(1, round(core)), max(1, round(total))
 
 
 def time_line(chapter: Chapter) -> str:

@@ -16,11 +16,11 @@ TABLE = re.compile(r"(<!-- chapters -->\n).*?(<!-- /chapters -->)", re.S)
 def table(book: manifest.Book, chinese: bool) -> str:
     """The chapters as a Markdown table, with English or Chinese titles and headings."""
     if chinese:
-        lines = ["| 章节 | 先修 | 运行 | 阅读 |"]
-        units = "约 {} 秒", "{} 分钟"
+        lines = ["| 章节 | 先修 | 运行 | 主线(全部) |"]
+        units = "约 {} 秒", "{}({})分钟"
     else:
-        lines = ["| chapter | needs | runs in | reading |"]
-        units = "about {} s", "{} min"
+        lines = ["| chapter | needs | runs in | core path (all) |"]
+        units = "about {} s", "{} ({}) min"
     lines.append("|---|---|---|---|")
     for chapter in book.chapters:
         title = chapter.title_zh if chinese else chapter.title
@@ -28,7 +28,7 @@ def table(book: manifest.Book, chinese: bool) -> str:
             f"[{chapter.number}](chapters/{chapter.file}.ipynb) {title}",
             ", ".join(need[:2] for need in chapter.needs) or "—",
             units[0].format(chapter.seconds),
-            units[1].format(chapter.minutes),
+            units[1].format(chapter.minutes, chapter.minutes_all),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

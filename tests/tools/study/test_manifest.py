@@ -11,6 +11,7 @@ title_zh = "下一章"
 needs = ["00_start"]
 seconds = 20
 minutes = 40
+minutes_all = 70
 """
 
 
@@ -34,6 +35,7 @@ def test_a_good_book_is_read(book):
     assert [chapter.file for chapter in read.chapters] == ["00_start", "11_next"]
     assert read.chapters[1].needs == ("00_start",)
     assert (read.chapters[1].seconds, read.chapters[1].minutes) == (20, 40)
+    assert read.chapters[1].minutes_all == 70
     assert read.chapters[1].assignment is None
 
 

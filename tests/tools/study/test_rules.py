@@ -5,9 +5,8 @@ from nbformat import v4
 
 from tools.study import manifest, notebooks, rules
 
-CHAPTER = manifest.Chapter(
-    file="00_start", title="Start", title_zh="开始", needs=(), seconds=30, minutes=60
-)
+NAMES = {"file": "00_start", "title": "Start", "title_zh": "开始", "needs": ()}
+CHAPTER = manifest.Chapter(**NAMES, seconds=30, minutes=3, minutes_all=3)
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def faults(good):
         nb = notebooks.normalise(good, 1)
         if stale:
             nb.metadata.aigc.code_hash = "0"
-        return rules.chapter_faults(nb, CHAPTER)
+        return [fault for fault in rules.chapter_faults(nb, CHAPTER) if "to read" not in fault]
 
     return find
 
@@ -104,11 +103,14 @@ def test_more_seconds_than_the_manifest_allows_are_a_fault(good):
         (lambda nb: nb.cells[13].update(execution_count=None), "counts are [1, 2, 3, 4, None, 6]"),
         (replace(0, "# 0. Start", "# Start"), "the first line is not '# 0. Start'"),
         (replace(1, "30 seconds", "31 seconds"), "the goals have no line '**Time:** about 30"),
-        (replace(1, "60 minutes", "6 minutes"), "the goals have no line '**Time:** about 30"),
+        (replace(1, "3 minutes", "6 minutes"), "the goals have no line '**Time:** about 30"),
         (replace(2, "中文提要", "Summary"), "'中文提要' stands 0 times"),
         (replace(9, "### Match", "## Match"), "'### Match' stands 0 times"),
         (replace(15, "## At scale", "```\n## At scale\n```"), "'## At scale' stands 0 times"),
-        (replace(15, "Words.", "## Look"), "'## Look' stands 2 times"),
+        (
+            lambda nb: nb.cells.insert(15, v4.new_markdown_cell("## Look")),
+            "'## Look' stands 2 times",
+        ),
         (lambda nb: nb.cells.insert(12, nb.cells.pop(14)), "stands where '## Look' should"),
         (replace(6, r"\boxed{1", r"{1"), ""),
         (replace(8, "Words", r"$\boxed{0}$"), r"cell 9 (## Build): no cell tagged"),
@@ -127,3 +129,39 @@ def test_each_fault_is_found_and_nothing_else(faults, change, message):
     found = faults(change)
     assert len(found) == bool(message)
     assert message in "".join(found)
+
+
+def test_minutes_are_those_that_are_counted_and_the_core_path_is_short(good):
+    def found(**minutes):
+        return list(rules.paths(good, manifest.Chapter(**NAMES, seconds=30, **minutes)))
+
+    assert found(minutes=3, minutes_all=3) == []
+    for wrong in ({"minutes": 3, "minutes_all": 4}, {"minutes": 2, "minutes_all": 3}):
+        (fault,) = found(**wrong)
+        assert fault.startswith("takes (3, 3) minutes to read")
+    good.cells[8].source += " word" * 130 * 88
+    assert found(minutes=91, minutes_all=91) == [
+        "the core path takes 91 minutes, at most 90 are allowed"
+    ]
+    good.cells.insert(9, good.cells[8].copy())
+    good.cells[8].source = "## Build (deeper)"
+    good.cells[9].source = "### Core" + " word" * 130 * 88
+    assert found(minutes=3, minutes_all=91) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("Words.\n\n### Late", "a heading that does not begin its cell"),
+        ("### First\n\n### Second", "a heading that does not begin its cell"),
+        (":::{exercise} Sides\n:::", "an exercise without its '(5 minutes)'"),
+        (":::{exercise} Sides (two minutes)\n:::", "an exercise without its '(5 minutes)'"),
+    ],
+)
+def test_headings_and_exercises_can_be_counted(good, source, fault):
+    good.cells[15].source = source
+    found = [each for each in rules.paths(good, CHAPTER) if "to read" not in each]
+    assert len(found) == 1
+    assert found[0].endswith(fault)
+    good.cells[15].source = f"```\n{source}\n```"
+    assert [each for each in rules.paths(good, CHAPTER) if "to read" not in each] == []
