@@ -1,7 +1,8 @@
 """`make lab`: JupyterLab on study/, the learner's own copy of the chapters.
 
 A chapter is copied when it is new, or when it has a newer version and the learner hasn't changed
-a cell of it. Running cells is no change. A changed chapter is never overwritten.
+a cell of it. Running cells is no change. A changed chapter is never overwritten. Copies have no
+outputs of proofs yet: predict, then run.
 """
 
 import argparse
@@ -39,10 +40,19 @@ def update(root: Path, book: manifest.Book) -> list[str]:
                 line += " The course has a newer version: to get it, rename yours and start again."
             kept.append(line)
         elif not copy.exists() or new["file"] != old.get("file"):
-            write_file(copy, content)
+            write_file(copy, _unproven(content) if copy.suffix == ".ipynb" else content)
             origin[name] = new
             write_file(study / ORIGIN, json.dumps(origin, indent=1).encode())
     return kept
+
+
+def _unproven(content: bytes) -> bytes:
+    """A chapter whose proofs have not been run: its reader predicts, then runs. Figures stay."""
+    nb = json.loads(content)
+    for cell in nb["cells"]:
+        if "nbval-check-output" in cell["metadata"].get("tags", ()):
+            cell.update(outputs=[], execution_count=None)
+    return (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def own(path: Path) -> str:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from tools import ROOT, Refusal, kernel_environment, write_file
+from tools.study import bands
 
 TIERS = ("minute", "coffee", "gpu")
 BAR = re.compile(r"\d+%\|.*\||\d+\S* \[\d\d:\d\d")
@@ -106,8 +108,9 @@ def channels() -> dict[str, str]:
 def execute(nb: NotebookNode, folder: Path, root: Path = ROOT, bar: bool = True) -> float:
     """Run all cells in a fresh kernel in `folder`, with a progress bar; the seconds that took.
 
-    Outputs go into the notebook. The library is that of `root`. A Refusal holds the traceback of
-    the cell that failed; the notebook then holds what ran until there.
+    Outputs go into the notebook, the bands of its claims into its metadata. The library is that of
+    `root`. A Refusal holds the traceback of the cell that failed; the notebook then holds what ran
+    until there.
     """
     code = [index for index, cell in enumerate(nb.cells) if cell.cell_type == "code"]
     for index in code:
@@ -119,11 +122,23 @@ def execute(nb: NotebookNode, folder: Path, root: Path = ROOT, bar: bool = True)
         client.setup_kernel(cleanup_kc=True, cwd=str(folder), env=environment),
         _bar(code, bar) as cells,
     ):
+        _aside(client, bands.RECORD)
         start = time.perf_counter()
         for index in cells:
             cells.set_description_str(cell_name(nb, index))
             _execute_cell(client, nb, index)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        nb.metadata["bands"] = json.loads(_aside(client, bands.TELL) or "[]")
+        return seconds
+
+
+def _aside(client: NotebookClient, source: str) -> str:
+    """What code prints that runs in the notebook's kernel without being a part of it."""
+    cell = nbformat.v4.new_code_cell(source)
+    client.nb.cells.append(cell)
+    client.execute_cell(cell, len(client.nb.cells) - 1, store_history=False)
+    client.nb.cells.pop()
+    return "".join(output.get("text", "") for output in cell.outputs)
 
 
 @contextlib.contextmanager
@@ -187,6 +202,8 @@ def normalise(nb: NotebookNode, seconds: float) -> NotebookNode:
         "language_info": {"name": "python"},
         "aigc": {"code_hash": code_hash(nb), "seconds": round(seconds, 1)},
     }
+    if found := nb.metadata.get("bands", nb.metadata.get("aigc", {}).get("bands")):
+        metadata["aigc"]["bands"] = found
     return nbformat.from_dict(
         {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     )

@@ -94,7 +94,7 @@ def _output_faults(output: NotebookNode) -> Iterator[str]:
 
 
 def fresh(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
-    """The stored outputs belong to this code, run once from top to bottom, within its time."""
+    """The outputs belong to this code, run once from top to bottom, in time; bands can fail."""
     stored = nb.metadata.get("aigc", {})
     if stored.get("code_hash") != code_hash(nb):
         yield f"the code has changed since it was run: make refresh CHAPTER={chapter.number}"
@@ -103,6 +103,9 @@ def fresh(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
         yield f"not run from top to bottom: the execution counts are {counts}"
     if stored.get("seconds", 0) > chapter.seconds:
         yield f"took {stored.seconds} s when refreshed, book.toml allows {chapter.seconds}"
+    for claim, _, _, _, others in stored.get("bands", ()):
+        if not others:
+            yield f"the band of {claim!r} names no wrong alternative that it rejects"
 
 
 def sections(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:

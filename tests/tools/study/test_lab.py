@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from nbformat import read, v4
 
 from tools import Refusal
 from tools.study import lab, manifest
@@ -28,7 +29,8 @@ def copy(course):
 def edit(path, index, text):
     nb = json.loads(path.read_text(encoding="utf-8"))
     nb["cells"][index]["source"] = text
-    path.write_text(json.dumps(nb), encoding="utf-8")
+    text = json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def run_cells(path):
@@ -48,6 +50,19 @@ def test_a_new_and_a_deleted_chapter_are_copied(course, update, copy):
     copy.unlink()
     assert update() == []
     assert copy.read_bytes() == course.chapter.read_bytes()
+
+
+def test_proofs_come_without_their_outputs_and_figures_with_them(course, good, update, copy):
+    good.cells[13].outputs = [v4.new_output("display_data", {"image/png": "AA=="})]
+    course.write(good)
+    assert update() == []
+    proof, figure = (read(copy, as_version=4).cells[index] for index in (7, 13))
+    assert (proof.source, proof.outputs) == (good.cells[7].source, [])
+    assert proof.execution_count is None
+    assert figure == good.cells[13]
+    before = copy.read_bytes()
+    assert update() == []
+    assert copy.read_bytes() == before
 
 
 def test_an_untouched_chapter_follows_the_course(course, update, copy):

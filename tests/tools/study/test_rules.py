@@ -131,6 +131,12 @@ def test_each_fault_is_found_and_nothing_else(faults, change, message):
     assert message in "".join(found)
 
 
+def test_a_band_that_rejects_nothing_is_a_fault(faults):
+    claims = [["bits", 1.0, 0.0, 2.0, {}], ["loss", 1.0, 0.0, 2.0, {"half": 3.0}]]
+    (fault,) = faults(lambda nb: nb.metadata.update(bands=claims))
+    assert fault == "the band of 'bits' names no wrong alternative that it rejects"
+
+
 def test_minutes_are_those_that_are_counted_and_the_core_path_is_short(good):
     def found(**minutes):
         return list(rules.paths(good, manifest.Chapter(**NAMES, seconds=30, **minutes)))
