@@ -182,7 +182,7 @@ def test_the_teaching_page_names_weeks_times_and_assignments():
     assert text.count("[00 Title 00](00_a.ipynb): exercises | 30 | 120 |") == len(teach.LENGTHS)
     assert "| what is still open | 0 | — |" in text
     assert "| [00 Title 00](00_a.ipynb) | Look | 5 | 100 | 120 |" in text
-    assert "| [00 Title 00](00_a.ipynb) | Orientation | — | 90 | 9 |" in text
+    assert "| [00 Title 00](00_a.ipynb) | Orientation | — | 90 | 150 | 9 |" in text
     assert "<!--" not in text
     long = book_of(*(chapter(f"1{n}_x") for n in range(10)), chapter("20_y"), chapter("30_z"))
     assert "left out" not in teach.page(long, {}, template)
