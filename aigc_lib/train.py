@@ -92,10 +92,11 @@ def run(
 ) -> Iterator[Step]:
     """Train one model: θ ← optimizer(θ, ∇θ loss), for `steps` steps, those of a resumed run too.
 
-    `schedule` turns a step's index into a factor on each learning rate; `clip` bounds the norm of
-    all gradients together. The state (weights, optimizer, average, generators) is saved every
-    `save_every` steps, at the end, and on Ctrl-C or `break`; a run that finds the file goes on, on
-    a CPU bit for bit. NonFiniteLoss stops before the step, CheckpointError refuses another's file.
+    `schedule` turns a step's index into a factor on each learning rate as the caller last set it;
+    `clip` bounds the norm of all gradients together. The state (weights, optimizer, average,
+    generators) is saved every `save_every` steps, at the end, and on Ctrl-C or `break`; a run that
+    finds the file goes on, on a CPU bit for bit. NonFiniteLoss stops before the step,
+    CheckpointError refuses another's file.
 
     Source: Robbins and Monro 1951, the stochastic approximation that every optimizer here refines.
     Derived: 00_start_here eq-sgd
@@ -144,7 +145,9 @@ def _updates(players, steps, schedule, clip, checkpoint, save_every) -> Iterator
             optimizer, parameters = player.optimizer, _parameters(player)
             factor = schedule(index) if schedule else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+                if "initial_lr" not in group or group["lr"] != group.get("set_lr", group["lr"]):
+                    group["initial_lr"] = group["lr"]  # new, or set anew by the caller
+                group["lr"] = group["set_lr"] = factor * group["initial_lr"]
             optimizer.zero_grad(set_to_none=True)
             loss = player.loss_fn(index)
             _require_finite(loss, where, "loss")

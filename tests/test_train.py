@@ -113,6 +113,23 @@ def test_schedule_scales_each_group_by_its_own_rate():
     assert b.item() == pytest.approx(1 - 0.15)
 
 
+def test_a_rate_that_the_caller_sets_counts_in_the_next_run():
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def rates(schedule):
+        loop = train.run(lambda _: model.weight.sum(), model, optimizer, steps=2, schedule=schedule)
+        return [step.lr for step in loop]
+
+    half = [1.0, 0.5].__getitem__
+    assert rates(half) == [0.01, 0.005]
+    assert rates(half) == [0.01, 0.005]  # what a schedule left behind is nobody's wish
+    assert rates(None) == [0.01, 0.01]
+    optimizer.param_groups[0]["lr"] = 1e-5
+    assert rates(half) == [1e-5, 5e-6]
+    assert rates(None) == [1e-5, 1e-5]
+
+
 def test_warmup_cosine_starts_low_peaks_and_ends():
     factor = train.warmup_cosine(110, warmup=10, end=0.1)
     assert [factor(0), factor(4), factor(9), factor(10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])

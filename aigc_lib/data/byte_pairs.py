@@ -191,7 +191,8 @@ def _built(names, lines, special, pieces, path) -> BytePairTokenizer:
         wrong = [line for line in lines if not isinstance(line, str) or line.count(" ") != 1]
         expect.that(not wrong, "merges of two tokens", wrong[:1])
         merges = [tuple(map(read, line.split(" "))) for line in lines]
-        tokens = [name.encode() if name in special else read(name) for name in names]
+        whole = set(special.values())  # known by number: "¶" is also the letter of a byte
+        tokens = [n.encode() if i in whole else read(n) for i, n in enumerate(names)]
         return BytePairTokenizer(tokens, merges, special=special, pieces=pieces)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

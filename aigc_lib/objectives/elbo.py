@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aigc_lib import expect
 from aigc_lib.device import loss_dtype
-from aigc_lib.objectives.likelihood import gaussian_log_density
+from aigc_lib.objectives.likelihood import gaussian_log_density, inverse_sigma
 
 Each = Float[Tensor, " B"]
 Latent = Float[Tensor, "B *Z"]
@@ -82,28 +82,11 @@ def gaussian_kl_per_dim(
     distance, log_ratio = mu.to(wide), log_var.to(wide)
     if prior_mu is not None:
         distance = distance - prior_mu.to(wide)
-    squares = distance.square()
     if prior_log_var is not None:
         log_ratio = log_ratio - prior_log_var.to(wide)
-        squares = squares * torch.exp(-prior_log_var.to(wide))
+        distance = distance * inverse_sigma(prior_log_var.to(wide))
     # expm1(r) − r loses fewer digits near r = 0 than exp(r) − 1 − r.
-    return 0.5 * (torch.expm1(log_ratio) - log_ratio + squares)
-
-
-def gaussian_kl_monte_carlo(
-    z: Latent,
-    mu: Latent,
-    log_var: Latent,
-    prior_mu: Latent | None = None,
-    prior_log_var: Latent | None = None,
-) -> Each:
-    """log q(z) − log p(z) at a draw z ~ q: `gaussian_kl` on average, and negative now and then.
-
-    Source: Kingma and Welling 2014, equation 6, less log p(x|z) and with the sign turned.
-    Derived: 20_elbo eq-identity
-    """
-    expect.alike(z=z, prior_mu=prior_mu, prior_log_var=prior_log_var)
-    return log_normal(z, mu, log_var) - log_normal(z, prior_mu, prior_log_var)
+    return 0.5 * (torch.expm1(log_ratio) - log_ratio + distance.square())
 
 
 def log_normal(z: Latent, mu: Latent | None = None, log_var: Latent | None = None) -> Each:

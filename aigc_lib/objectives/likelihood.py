@@ -60,8 +60,13 @@ def gaussian_log_density(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """The formula of `gaussian_log_likelihood`, without its checks."""
     wide = loss_dtype(mean)
     log_var = log_var.to(wide)
-    squares = (x.to(wide) - mean.to(wide)).square() * torch.exp(-log_var)
-    return -0.5 * _sum(math.log(2 * math.pi) + log_var + squares)
+    scores = (x.to(wide) - mean.to(wide)) * inverse_sigma(log_var)
+    return -0.5 * _sum(math.log(2 * math.pi) + log_var + scores.square())
+
+
+def inverse_sigma(log_var: Tensor) -> Tensor:
+    """1/σ = exp(−½ log σ²), with log σ² < −160 taken for −160: finite, and 0 times it is 0."""
+    return torch.exp((-0.5 * log_var).clamp(max=_WIDEST_LOG_SCALE))
 
 
 def discretized_logistic_log_likelihood(

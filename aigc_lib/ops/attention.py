@@ -4,7 +4,8 @@ One contract for every caller. A mask says True where a query may attend, and br
 (B, H, T, M). Query i of T stands at key i + M − T, so that the last query meets the last key (the
 bottom-right diagonal, which a cache of earlier keys needs): with `is_causal` it sees no key behind
 that place, with `window` only keys less than that far from it; both need T ≤ M. A query that may
-attend to nothing gets zeros. `scale` None: 1/√K. Wrong dtypes raise TypeError, all else ValueError.
+attend to nothing gets zeros. What is masked is multiplied by 0: NaN or ∞ there spoils its row.
+`scale` None: 1/√K. Wrong dtypes raise TypeError, all else ValueError.
 """
 
 import math
@@ -58,7 +59,6 @@ def attention(
 
 
 def _reference(q, k, v, mask, is_causal, window, scale) -> Tensor:
-    # Half precision is computed in float32 and rounded once, as the fused kernels do.
     wide = torch.promote_types(q.dtype, torch.float32)
     weights = attention_weights(
         q.to(wide), k.to(wide), mask=mask, is_causal=is_causal, window=window, scale=scale
@@ -83,15 +83,17 @@ def attention_weights(
     Derived: 11_attention eq-scaled
     """
     _check(q, k, k, mask, is_causal, window, scale)
-    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    scale, dtype = 1 / math.sqrt(q.shape[3]) if scale is None else scale, q.dtype
+    # Half precision is computed in float32 and rounded once, as the fused kernels do.
+    q, k = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k))
     scores = scale * q @ k.transpose(2, 3)  #                              B H T M
     allowed = _allowed(q, k, mask, is_causal, window)
     if allowed is None:
-        return scores.softmax(3)
+        return scores.softmax(3).to(dtype)
     # A finite floor instead of −∞: a row without allowed keys makes no NaN on the way, not even one
     # that the zeros below would hide from all but autograd's anomaly detection.
     weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(3)
-    return weights.masked_fill(~allowed, 0)
+    return weights.masked_fill(~allowed, 0).to(dtype)
 
 
 def _torch(q, k, v, mask, is_causal, window, scale) -> Tensor:

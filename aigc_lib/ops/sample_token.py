@@ -33,11 +33,11 @@ def sample_token(
     """The first token v with Σ_{j ≤ v} w_j > u · Σ_j w_j,   w_v = exp(z_v / τ) if kept, else 0.
 
     Kept are the `top_k` largest logits z and, of them, the fewest that hold the share `top_p` of
-    their mass; ties with the last one kept, too, so that a permuted vocabulary has the same
-    distribution. −∞ forbids a token. A row without a finite logit, or with NaN or +∞, gives some
-    token. Temperature τ = 0 takes the first largest logit, without randomness. u in [0, 1) is drawn
-    in 24 bits by `generator`, or it is `uniform`, float32, with float64 logits also float64; a 1
-    counts as the number below. The implementations differ only where rounding decides. No gradient.
+    their mass, up to ε of z's dtype; ties with the last one kept, too, so that a permuted
+    vocabulary has the same distribution. −∞ forbids a token. A row without a finite logit, or with
+    NaN or +∞, gives some token. Temperature τ = 0 takes the first largest logit, without chance. u
+    in [0, 1) is drawn in 24 bits by `generator`, or it is `uniform`, float32, with float64 logits
+    also float64; 1 counts as the number below. Implementations differ only where rounding decides.
 
     Source: Holtzman et al. 2020, section 3.1 (top-p), 3.2 (top-k) and 3.3 (temperature); top-k goes
         back to Fan, Lewis and Dauphin 2018, section 5.
@@ -48,7 +48,8 @@ def sample_token(
     logits = logits.detach() if logits.requires_grad else logits
     num_rows, vocabulary = logits.shape
     top_k = None if top_k is None or top_k >= vocabulary else top_k
-    top_p = None if top_p is None or top_p == 1 else float(top_p)
+    rounding = torch.finfo(logits.dtype).eps
+    top_p = None if top_p is None or top_p == 1 else max(top_p - rounding, 0.0)
     temperature = float(temperature)
     if temperature == 0:
         top_k = top_p = uniform = None

@@ -47,7 +47,8 @@ def generate(
     that drew a `stop` token repeats it to the end. The numbers that decide the draws come from the
     generator all at once, before the first step: the tokens are those of `stream` and, up to
     rounding, those without a cache. No gradient is computed, but no mode is switched: a model with
-    dropout wants `model.eval()` before. ValueError if the context has no room for the new tokens.
+    dropout wants `model.eval()` before. Padding is read as text: prompts of another length want a
+    call of their own. ValueError if the context has no room for the new tokens.
 
     Source: the chain rule; a cache of keys and values: Shazeer 2019, section 2.3.
     Derived: 13_gpt eq-gpt-chain

@@ -10,7 +10,6 @@ from aigc_lib.objectives.elbo import (
     elbo,
     free_bits,
     gaussian_kl,
-    gaussian_kl_monte_carlo,
     gaussian_kl_per_dim,
     importance_weighted_bound,
     log_normal,
@@ -29,6 +28,11 @@ def normal(*shape, seed=0, scale=1.0):
 def two_gaussians(*shape):
     """μ, log σ², m, log s²."""
     return tuple(normal(*shape, seed=seed) for seed in range(4))
+
+
+def one_draw(z, mu, log_var, *prior):
+    """log q(z) − log p(z): the divergence on average."""
+    return log_normal(z, mu, log_var) - log_normal(z, *prior)
 
 
 def average(function, mu, log_var, order=3):
@@ -111,14 +115,14 @@ def test_the_divergence_is_zero_at_the_prior_alone():
 def test_one_draw_is_right_on_average():
     mu, log_var, m, log_s2 = two_gaussians(B, Z)
     for prior in ((), (m,), (None, log_s2), (m, log_s2)):
-        got = average(lambda z, p=prior: gaussian_kl_monte_carlo(z, mu, log_var, *p), mu, log_var)
+        got = average(lambda z, p=prior: one_draw(z, mu, log_var, *p), mu, log_var)
         assert torch.allclose(got, gaussian_kl(mu, log_var, *prior), atol=1e-12)
 
 
 def test_the_gradient_of_one_draw_is_right_on_average():
     mu, log_var, m, log_s2 = (x.requires_grad_() for x in two_gaussians(B, Z))
     parts = mu, log_var, m, log_s2
-    drawn = average(lambda z: gaussian_kl_monte_carlo(z, *parts), mu, log_var)
+    drawn = average(lambda z: one_draw(z, *parts), mu, log_var)
     wanted = torch.autograd.grad(gaussian_kl(*parts).sum(), parts)
     for a, b in zip(torch.autograd.grad(drawn.sum(), parts), wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
@@ -237,7 +241,7 @@ def test_one_draw_is_the_bound_itself():
     x, mu, log_var = normal(B, 3, seed=6), normal(B, Z), normal(B, Z, seed=1)
     z = reparameterize(mu, log_var, noise=normal(B, Z, seed=2))
     log_weight = TILTED.log_weight(x, z, mu, log_var)
-    one = elbo(TILTED.log_likelihood(x, z), gaussian_kl_monte_carlo(z, mu, log_var))
+    one = elbo(TILTED.log_likelihood(x, z), one_draw(z, mu, log_var))
     assert torch.allclose(importance_weighted_bound(log_weight[None]), one, atol=1e-12)
 
 
@@ -363,8 +367,8 @@ def test_densities_and_divergences_agree_with_torch_distributions(shape):
         (gaussian_kl(mu, log_var), D.kl_divergence(q, standard)),
         (log_normal(z, mu, log_var), q.log_prob(z)),
         (log_normal(z), standard.log_prob(z)),
-        (gaussian_kl_monte_carlo(z, mu, log_var), q.log_prob(z) - standard.log_prob(z)),
-        (gaussian_kl_monte_carlo(z, mu, log_var, m, log_s2), q.log_prob(z) - p.log_prob(z)),
+        (one_draw(z, mu, log_var), q.log_prob(z) - standard.log_prob(z)),
+        (one_draw(z, mu, log_var, m, log_s2), q.log_prob(z) - p.log_prob(z)),
     ):
         assert torch.allclose(got, want, atol=1e-11)
 
@@ -390,7 +394,6 @@ def test_low_precision_is_computed_and_returned_in_float32(dtype):
     z = normal(B, Z, seed=9).to(dtype)
     for function, arguments in (
         (gaussian_kl, parts),
-        (gaussian_kl_monte_carlo, [z, *parts]),
         (log_normal, [z, *parts[:2]]),
         (log_normal, [z]),
     ):
@@ -411,7 +414,7 @@ def test_a_log_variance_may_be_anything_that_its_dtype_holds(dtype):
         (gaussian_kl(one, narrow), half),
         (gaussian_kl(one, zero, None, -narrow), half - 0.5),
         (log_normal(one, zero, -narrow), constant - half),
-        (gaussian_kl_monte_carlo(one, zero, -narrow), constant - half - constant + 0.5),
+        (one_draw(one, zero, -narrow), constant - half - constant + 0.5),
         (gaussian_log_likelihood(one, zero, -narrow), constant - half),
         (gaussian_log_likelihood(one, zero, float(-narrow)), constant - half),
         (reparameterize(one, narrow, noise=one), 1),
@@ -478,7 +481,6 @@ ONE, PART = torch.zeros(B), torch.zeros(B, Z)
 OF_TWO = {
     gaussian_kl: "mu",
     gaussian_kl_per_dim: "mu",
-    lambda mu, log_var: gaussian_kl_monte_carlo(mu, mu, log_var): "z",
     lambda mu, log_var: log_normal(mu, mu, log_var): "z",
     lambda mu, log_var: reparameterize(mu, log_var, noise=mu): "mu",
 }
@@ -504,8 +506,6 @@ OF_TWO = {
         ),
         ("prior_mu", lambda: gaussian_kl(PART, PART, PART[0])),
         ("prior_log_var", lambda: gaussian_kl(PART, PART, None, PART[:1])),
-        ("prior_mu", lambda: gaussian_kl_monte_carlo(PART, PART, PART, PART[0])),
-        ("prior_log_var", lambda: gaussian_kl_monte_carlo(PART, PART, PART, PART, PART[:1])),
         ("mu", lambda: log_normal(PART, PART[:1])),
         ("generator", lambda: reparameterize(PART, PART)),
         ("noise", lambda: reparameterize(PART, PART, generator=torch.Generator(), noise=PART)),
@@ -521,3 +521,20 @@ OF_TWO = {
 def test_bad_input_is_named(name, call, hook_off):
     with pytest.raises(ValueError, match=rf"^expected .*\b{name}\b.*, got"):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("log_var", [-300.0, -170.0, -95.0, -1.0, 0.0, 40.0, 85.0])
+def test_a_divergence_from_itself_is_zero_at_any_width(dtype, log_var):
+    mu, log_var = torch.ones(2, 3, dtype=dtype), torch.full((2, 3), log_var, dtype=dtype)
+    parts = [part.clone().requires_grad_() for part in (mu, log_var, mu, log_var)]
+    divergence = gaussian_kl(*parts)
+    assert divergence.tolist() == [0, 0]
+    divergence.sum().backward()
+    assert all(part.grad.isfinite().all() for part in parts)
+
+
+def test_a_narrow_prior_weighs_the_distance_by_its_own_width():
+    mu, log_var = torch.full((1, 1), 1e-20).double(), torch.full((1, 1), -95.0).double()
+    got = gaussian_kl(mu.float(), log_var.float(), torch.zeros(1, 1), log_var.float())
+    assert torch.allclose(got.double(), 0.5 * mu[0].square() * math.exp(95), rtol=1e-5)

@@ -310,3 +310,30 @@ def test_bad_input_is_named(error, name, call, hook_off):
 def test_a_gaussian_takes_any_finite_number():
     x = torch.tensor([[2.0, -3.0]])
     assert ALL["gaussian"](x, torch.zeros(1, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("log_var", [-95.0, -150.0, 60.0])
+def test_a_gaussian_is_finite_at_its_mean_at_any_width(log_var):
+    x = torch.tensor([[0.3, -0.7, 2.0]])
+    width = torch.tensor(log_var, requires_grad=True)
+    got = gaussian_log_likelihood(x, x, width)
+    assert got.item() == pytest.approx(-1.5 * (math.log(2 * math.pi) + log_var), rel=1e-6)
+    got.sum().backward()
+    assert width.grad.item() == pytest.approx(-1.5)
+
+
+def test_a_learned_width_of_what_is_always_met_stays_finite():
+    x, width = torch.zeros(1, 3), torch.zeros((), requires_grad=True)
+    descent = torch.optim.SGD([width], lr=1.0)
+    for _ in range(150):
+        loss = -gaussian_log_likelihood(x, x, width).sum()
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    assert width.item() == pytest.approx(-225)
+    assert math.isfinite(loss.item())
+
+
+def test_an_excess_in_the_seventh_digit_is_seen_in_the_message():
+    with pytest.raises(ValueError, match=r"x in \[0, 1\], got 1\.00000095"):
+        bernoulli_log_likelihood(torch.tensor([[0.0, 1.000001]]), torch.zeros(1, 2))

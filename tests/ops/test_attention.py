@@ -350,3 +350,15 @@ def test_more_queries_than_keys_are_fine_without_places():
 def test_a_kernel_that_cannot_run_is_refused():
     with pytest.raises(ValueError, match=r"can't run attention here: "):
         attention(*tensors(width=129, dtype=torch.float32), impl="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_do_not_overflow(dtype):
+    q, k = torch.full((1, 1, 1, 64), -200.0), torch.tensor([[0.0], [200.0]]).expand(1, 1, 2, 64)
+    q, k = q.to(dtype), k.to(dtype)
+    weights = attention_weights(q, k)
+    assert weights.dtype == dtype
+    assert weights.flatten().tolist() == [1, 0]
+    assert attention_weights(q, k[:, :, 1:].expand(1, 1, 2, 64)).flatten().tolist() == [0.5, 0.5]
+    mask = torch.tensor([False, True])
+    assert attention_weights(q, k, mask=mask).flatten().tolist() == [0, 1]

@@ -29,7 +29,7 @@ SETTINGS = {
 EACH = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 
 
-def masses(row, temperature=1.0, top_k=None, top_p=None):
+def masses(row, temperature=1.0, top_k=None, top_p=None, dtype=torch.float64):
     """exp(z / temperature) of every token, 0 for those not kept, straight from the definition."""
     mass = [math.exp((z - max(row)) / temperature) for z in row]
 
@@ -39,7 +39,8 @@ def masses(row, temperature=1.0, top_k=None, top_p=None):
     if top_k is not None:
         mass = at_least(sorted(row)[-min(top_k, len(row))])
     if top_p is not None:
-        enough = [t for t in row if sum(at_least(t)) >= top_p * sum(mass)]
+        share = top_p - torch.finfo(dtype).eps
+        enough = [t for t in row if sum(at_least(t)) >= share * sum(mass)]
         mass = at_least(max(enough))
     return mass
 
@@ -212,7 +213,7 @@ def at_a_boundary(logits, uniform, token, **settings):
     rows = zip(logits.tolist(), uniform.tolist(), token.tolist(), strict=True)
     near = []
     for row, u, t in rows:
-        mass = torch.tensor(masses(row, **settings), dtype=torch.float64)
+        mass = torch.tensor(masses(row, **settings, dtype=logits.dtype), dtype=torch.float64)
         end = mass.cumsum(0) / mass.sum()
         near.append(end[t] - mass[t] / mass.sum() - 1e-5 <= u <= end[t] + 1e-5)
     return torch.tensor(near)
@@ -243,7 +244,7 @@ def test_no_number_draws_a_forbidden_token(settings, impl, dtype):
     token = sample_token(
         row.expand(len(edges), -1), uniform=torch.tensor(edges), impl=impl, **settings
     )
-    mass = torch.tensor(masses(row.tolist(), **settings))
+    mass = torch.tensor(masses(row.tolist(), **settings, dtype=dtype))
     assert (mass[token] > 0).all()
     kept = mass.nonzero()[:, 0]
     assert int(token[0]) == int(kept[0])
@@ -373,3 +374,38 @@ BAD = {
 def test_bad_input_is_refused_by_name(error, name, logits, settings):
     with pytest.raises(error, match=rf"\b{name}\b"):
         sample_token(logits, **settings)
+
+
+PAPER = [
+    ([0.3, 0.1, 0.1, 0.5], 0.8, [0, 3]),
+    ([0.3, 0.1, 0.1, 0.5], 0.5, [3]),
+    ([0.3, 0.1, 0.1, 0.5], 0.9, [0, 1, 2, 3]),  # the tie of the last one kept is kept
+    ([0.4, 0.3, 0.2, 0.1], 0.4, [0]),
+    ([0.4, 0.3, 0.2, 0.1], 0.7, [0, 1]),
+    ([0.4, 0.3, 0.2, 0.1], 0.9, [0, 1, 2]),
+    ([0.1, 0.2, 0.3, 0.4], 0.9, [1, 2, 3]),
+    ([0.6, 0.3, 0.1], 0.6, [0]),
+    ([0.6, 0.3, 0.1], 0.9, [0, 1]),
+    ([0.7, 0.2, 0.1], 0.7, [0]),
+    ([0.7, 0.2, 0.1], 0.9, [0, 1]),
+    ([0.8, 0.2], 0.8, [0]),
+    ([0.9, 0.1], 0.9, [0]),
+    ([0.2, 0.2, 0.6], 0.6, [2]),
+    ([0.2, 0.2, 0.6], 0.8, [0, 1, 2]),
+    ([0.5, 0.4, 0.1], 0.9, [0, 1]),
+    ([0.3, 0.6, 0.1], 0.9, [0, 1]),
+    ([0.1, 0.1, 0.8], 0.8, [2]),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize(("p", "top_p", "kept"), PAPER)
+def test_the_share_of_top_p_is_reached_as_on_paper(p, top_p, kept, impl, dtype):
+    logits = torch.tensor(p, dtype=torch.float64).log().to(dtype).expand(101, -1)
+    uniform = torch.linspace(0, 1 - 1e-6, 101)
+    drawn = sample_token(logits, top_p=top_p, uniform=uniform, impl=impl)
+    assert drawn.unique().tolist() == kept
+    shares = [p[i] / sum(p[j] for j in kept) for i in kept]
+    found = [(drawn == i).double().mean().item() for i in kept]
+    assert found == pytest.approx(shares, abs=0.02)

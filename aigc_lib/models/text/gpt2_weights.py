@@ -174,6 +174,8 @@ def _weights_path(folder: Path) -> Path:
     others = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "an empty folder"
     if not path.is_file() and any(entry.suffix in _PICKLES for entry in folder.iterdir()):
         others += _CONVERT
+    if (folder / f"{_WEIGHTS}.index.json").is_file():
+        others += "; it is sharded: let transformers load and save it with max_shard_size='100GB'"
     expect.that(path.is_file(), f"{_WEIGHTS} in {folder}", others)
     with open(path, "rb") as file:
         head = file.read(16)

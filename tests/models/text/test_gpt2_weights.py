@@ -337,6 +337,16 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
+def test_a_sharded_folder_is_told_from_others_and_what_to_do_with_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SIZES))
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(ValueError, match=r"expected model.safetensors in (?!.*sharded)"):
+        gpt2_weights.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is sharded: let transformers load and save it"):
+        gpt2_weights.load(tmp_path)
+
+
 def test_a_pickle_is_refused_and_never_unpickled(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SIZES))
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
