@@ -337,7 +337,7 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
-def test_a_sharded_folder_is_told_from_others_and_what_to_do_with_it(tmp_path):
+def test_weights_in_several_files_are_named_and_what_to_do_with_them(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SIZES))
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     with pytest.raises(ValueError, match=r"expected model.safetensors in (?!.*sharded)"):
