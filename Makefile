@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself; the second time that takes no time.
 PYTHON ?= python3
-COURSE = @$(PYTHON) tools/bootstrap.py -m
+NAMED = $(if $(filter-out file,$(origin PYTHON)),NEW_PYTHON=1)
+COURSE = @$(NAMED) $(PYTHON) tools/bootstrap.py -m
 
 .PHONY: help lab test check run refresh book serve assignments grade formgrade grade-selftest \
 	kernels bench lint doctor clean

@@ -7,6 +7,8 @@ gets one clear line and not a syntax error: no newer syntax, and only annotation
 
 `.venv/.ready`, the stamp, is written last. Without it the environment is half built and is made
 anew; with a stamp of other inputs (pyproject.toml, constraints.txt …) it is brought up to date.
+`.venv/.course` says that this file made the folder: one of another making is never touched. The
+Python that made it stays in use until another one is named (`PYTHON=`, which sets NEW_PYTHON).
 """
 
 import contextlib
@@ -46,6 +48,11 @@ NO_NETWORK = re.compile(
     "|Connection (refused|reset|aborted|broken)"
 )
 NO_SPACE = re.compile("No space left on device|not enough space|Disk quota exceeded")
+NO_TRUST = re.compile(
+    "CERTIFICATE_VERIFY_FAILED|certificate verify failed|SSLCertVerificationError"
+)
+NO_TORCH = re.compile("No matching distribution found for torch|ResolutionImpossible")
+EVERY = 30  # seconds between two lines of progress where there is no terminal
 
 
 class SetUpError(Exception):
@@ -80,15 +87,20 @@ def ensure(root: Path, install: Callable) -> None:
     files = hashlib.sha256(f"{root} {EXTRAS}".encode())  # an environment can't be moved
     for name in ("pyproject.toml", "constraints.txt"):
         files.update((root / name).read_bytes())
+    there, own = venv_python(root).exists(), root / ".venv" / ".course"
+    python = "{}.{}".format(*sys.version_info[:2])
+    if there and not os.environ.get("NEW_PYTHON"):
+        python = found.get("python", python)
     wanted = {
-        "python": "{}.{}".format(*sys.version_info[:2]),
+        "python": python,
         # An index asked for once stays in use: only another one, asked for now, replaces it.
         "torch_index": os.environ.get("TORCH_INDEX") or found.get("torch_index", ""),
         "files": files.hexdigest(),
     }
-    there = venv_python(root).exists()
     if there and found == wanted:
         return
+    if (root / ".venv").exists() and not found and not own.exists():
+        raise SetUpError(f"{root / '.venv'} was not made by the course: move it away or delete it.")
     same_base = all(found.get(key) == wanted[key] for key in ("python", "torch_index"))
     with lock(root):
         with contextlib.suppress(FileNotFoundError):
@@ -132,6 +144,8 @@ def install(root: Path, torch_index: str, fresh: bool) -> None:
         announce(root, torch_index)
         if shutil.disk_usage(str(root)).free < DISK_NEEDED:
             raise no_space(root)
+        (root / ".venv").mkdir()
+        (root / ".venv" / ".course").touch()
         run([sys.executable, "-m", "venv", ".venv"], root)
     else:
         print("The versions asked for have changed: bringing .venv up to date.", flush=True)
@@ -172,11 +186,12 @@ def no_space(root: Path) -> SetUpError:
 def run(arguments: list, root: Path) -> None:
     """Run one step; its output goes to the log and, in a terminal, to one line, rewritten."""
     lines = []
-    terminal = sys.stdout.isatty()
+    terminal, said = sys.stdout.isatty(), time.time()
     try:
         with subprocess.Popen(
             arguments,
             cwd=str(root),
+            env=dict(os.environ, PIP_USER="0"),  # whatever the user's own settings of pip say
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -188,6 +203,9 @@ def run(arguments: list, root: Path) -> None:
                     lines.append(line)
                     if terminal:
                         print("\r\033[K  " + line.strip()[:76], end="", flush=True)
+                    elif time.time() - said > EVERY:
+                        said = time.time()
+                        print("  " + line.strip()[:76], flush=True)
             except BaseException:
                 process.kill()  # it would go on installing
                 raise
@@ -196,6 +214,11 @@ def run(arguments: list, root: Path) -> None:
             print("\r\033[K", end="", flush=True)
         with contextlib.suppress(OSError):  # a full disk is told by the step's own output
             (root / "build" / "setup.log").write_text("".join(lines), encoding="utf-8")
+    if process.returncode < 0:
+        raise SetUpError(
+            f"Set-up was killed by signal {-process.returncode} (is memory short?): "
+            "run the same command again."
+        )
     if process.returncode:
         raise failure("".join(lines), root)
 
@@ -204,6 +227,17 @@ def failure(output: str, root: Path) -> SetUpError:
     """The error to raise for a failed step, with the reason found in its output."""
     if NO_SPACE.search(output):
         return no_space(root)
+    if NO_TRUST.search(output):
+        return SetUpError(
+            "The certificate of the package server is not trusted on this machine. Behind a proxy "
+            "that reads along, name its certificate: PIP_CERT=/path/to/it.pem (details: "
+            "build/setup.log)."
+        )
+    if NO_TORCH.search(output) and os.environ.get("TORCH_INDEX"):
+        return SetUpError(
+            f"TORCH_INDEX={os.environ['TORCH_INDEX']} has no torch of the version in "
+            "constraints.txt for this Python and system: name another index, or none."
+        )
     if NO_NETWORK.search(output):
         return SetUpError(
             "No network: the packages could not be downloaded (details: build/setup.log). "

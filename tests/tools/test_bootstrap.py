@@ -12,7 +12,8 @@ from tools import bootstrap
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    for name in ("TORCH_INDEX", "NEW_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text("one")
     return tmp_path
@@ -27,6 +28,8 @@ def ensure(root):
 
         def install(root, torch_index, fresh):
             done.append("fresh" if fresh else "update")
+            (root / ".venv").mkdir(exist_ok=True)
+            (root / ".venv" / ".course").touch()
             if fail:
                 raise bootstrap.SetUpError("fails")
             python = bootstrap.venv_python(root)
@@ -95,6 +98,39 @@ def test_a_broken_stamp_or_a_vanished_python_means_a_new_build(root, ensure):
     assert ensure() == "fresh"
 
 
+def test_a_python_is_kept_until_another_is_named(root, ensure, monkeypatch):
+    ensure()
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    assert ensure() == "nothing"
+    (root / "constraints.txt").write_text("two")
+    assert ensure() == "update"
+    monkeypatch.setenv("NEW_PYTHON", "1")
+    assert ensure() == "fresh"
+    assert '"3.99"' in (root / ".venv" / ".ready").read_text()
+    monkeypatch.delenv("NEW_PYTHON")
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
+    assert ensure() == "nothing"
+
+
+@pytest.mark.parametrize("with_python", [True, False])
+def test_an_environment_of_another_making_is_never_touched(root, ensure, with_python):
+    python = bootstrap.venv_python(root)
+    python.parent.mkdir(parents=True)
+    if with_python:
+        python.touch()
+    (root / ".venv" / "mine").touch()
+    with pytest.raises(bootstrap.SetUpError, match=r"\.venv was not made by the course: move it"):
+        ensure()
+    assert (root / ".venv" / "mine").exists()
+
+
+def test_an_environment_from_before_the_marker_is_known_by_its_stamp(root, ensure):
+    ensure()
+    (root / ".venv" / ".course").unlink()
+    (root / "constraints.txt").write_text("two")
+    assert ensure() == "update"
+
+
 def test_a_torch_index_is_kept_until_another_is_named(ensure, monkeypatch):
     ensure()
     monkeypatch.setenv("TORCH_INDEX", "somewhere")
@@ -121,6 +157,8 @@ def test_two_set_ups_at_once_are_refused(root):
         ("OSError: [Errno 28] No space left on device", "Not enough disk"),
         ("NewConnectionError('…: [Errno -2] Name or service not known')", "No network"),
         ("ERROR: No matching distribution found for torch==9", "No matching distribution"),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]", "PIP_CERT="),
+        ("ERROR: ResolutionImpossible: for help visit", "ResolutionImpossible"),
         ("", "no output"),
     ],
 )
@@ -128,6 +166,34 @@ def test_a_failed_step_is_explained_in_one_line(tmp_path, output, expected):
     text = str(bootstrap.failure(output, tmp_path))
     assert expected in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "output", ["No matching distribution found for torch", "ResolutionImpossible: for help"]
+)
+def test_an_index_without_torch_is_named(tmp_path, monkeypatch, output):
+    monkeypatch.setenv("TORCH_INDEX", "there")
+    text = str(bootstrap.failure(f"ERROR: {output}", tmp_path))
+    assert "TORCH_INDEX=there has no torch" in text
+
+
+def test_a_step_has_no_user_settings_of_pip_and_tells_of_its_progress(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "build").mkdir()
+    monkeypatch.setattr(bootstrap, "EVERY", -1)
+    monkeypatch.setenv("PIP_USER", "1")
+    ask = "import os; print('PIP_USER', os.environ['PIP_USER'])"
+    bootstrap.run([sys.executable, "-c", ask], tmp_path)
+    assert capsys.readouterr().out == "  PIP_USER 0\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_a_killed_step_says_so(tmp_path):
+    (tmp_path / "build").mkdir()
+    kill = "import os, signal; print('  50% |###'); os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(bootstrap.SetUpError, match="killed by signal 9"):
+        bootstrap.run([sys.executable, "-c", kill], tmp_path)
 
 
 def test_a_step_that_fails_raises_and_leaves_its_log(tmp_path):

@@ -1,5 +1,6 @@
 """The files that say the same thing twice say the same thing."""
 
+import importlib.metadata
 import re
 import tomllib
 from itertools import chain
@@ -7,6 +8,7 @@ from itertools import chain
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tools import ROOT, bootstrap
@@ -51,6 +53,21 @@ def test_the_constraints_are_exact_and_within_the_ranges():
     assert pins["torch"] == "2.13.0"
     for name, requirement in REQUIREMENTS.items():
         assert requirement.specifier.contains(pins[name]), name
+
+
+def test_every_pin_holds_for_the_oldest_python_and_the_next_ones():
+    refused = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition("==")
+        try:
+            metadata = importlib.metadata.metadata(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue  # a comment, or for another system
+        assert metadata["Version"].partition("+")[0] == version, name
+        asked = SpecifierSet(metadata["Requires-Python"] or "")
+        if bad := [python for python in ("3.11.0", "3.12.0", "3.13.0") if python not in asked]:
+            refused[line] = bad
+    assert refused == {}
 
 
 def test_the_set_up_asks_for_known_extras_and_the_same_python():

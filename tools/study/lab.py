@@ -75,9 +75,14 @@ def _read_origin(path: Path) -> dict[str, dict[str, str]]:
         return {}  # every copy that differs from its chapter then counts as changed
 
 
-def jupyter(root: Path, port: str) -> tuple[list[str], dict[str, str]]:
-    """The command that starts JupyterLab here, from `port` on if one is named, its environment."""
+def jupyter(root: Path, port: str, first: str = "") -> tuple[list[str], dict[str, str]]:
+    """The command that starts JupyterLab here, from `port` on if one is named, its environment.
+
+    It shows `first`, or what was open when it was last left.
+    """
     line = [sys.executable, "-m", "jupyterlab", str(root / "study"), "--log-level=WARN"]
+    if first:
+        line.append(f"--ServerApp.default_url=/lab/tree/{first}")
     if port:
         line.append(f"--ServerApp.port={port}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -87,7 +92,11 @@ def jupyter(root: Path, port: str) -> tuple[list[str], dict[str, str]]:
         line.append("--no-browser")
     # Its default settings: no question about news, no look for newer versions.
     path = [str(root / "tools" / "study" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
-    return line, os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, path))}
+    environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, path))}
+    if not os.access(Path.home(), os.W_OK):  # a read-only home: keep here what Jupyter keeps there
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+            environment.setdefault(name, str(root / "build" / "jupyter" / name.lower()))
+    return line, environment
 
 
 def main() -> int:
@@ -97,10 +106,12 @@ def main() -> int:
     port = parser.parse_args().port
     if port and not (port.isdecimal() and int(port) < 65536):
         raise Refusal(f"PORT is a number below 65536, got {port!r}")
-    kept = update(ROOT, manifest.load())
+    book, is_new = manifest.load(), not (ROOT / "study").exists()
+    kept = update(ROOT, book)
     print("\n".join(["Your copies of the chapters are in study/.", *kept]))
     print("Starting JupyterLab on them; Ctrl-C twice ends it.", flush=True)
-    return bootstrap.become(*jupyter(ROOT, port))
+    first = book.chapters[0].notebook().name if is_new else ""
+    return bootstrap.become(*jupyter(ROOT, port, first))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def set_tier(nb: NotebookNode, tier: str) -> None:
 
 @functools.cache
 def _socket_folder() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="aigc-")
+    # The system allows a socket's path about a hundred letters.
+    place = None if len(tempfile.gettempdir()) < 60 else "/tmp"
+    folder = tempfile.TemporaryDirectory(prefix="aigc-", dir=place)
     atexit.register(folder.cleanup)
     return folder.name
 

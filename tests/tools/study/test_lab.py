@@ -164,6 +164,25 @@ def test_root_is_allowed_only_as_root(course, monkeypatch, user, expected):
     assert ("--allow-root" in lab.jupyter(course.root, "")[0]) == expected
 
 
+def test_the_first_start_opens_the_first_chapter_and_later_ones_what_was_open(course):
+    line, _ = lab.jupyter(course.root, "", "00_start.ipynb")
+    assert "--ServerApp.default_url=/lab/tree/00_start.ipynb" in line
+    assert not any("default_url" in word for word in lab.jupyter(course.root, "")[0])
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_jupyter_keeps_goes_to_the_course_where_home_is_read_only(
+    course, monkeypatch, writable
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    monkeypatch.delenv("JUPYTER_DATA_DIR", raising=False)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", "mine")
+    _, environment = lab.jupyter(course.root, "")
+    place = str(course.root / "build" / "jupyter" / "jupyter_data_dir")
+    assert environment.get("JUPYTER_DATA_DIR") == (None if writable else place)
+    assert environment["JUPYTER_RUNTIME_DIR"] == "mine"
+
+
 @pytest.mark.parametrize("port", ["x", "65536", "-1"])
 def test_a_bad_port_is_refused(monkeypatch, port):
     monkeypatch.setattr(sys, "argv", ["lab", f"--port={port}"])
