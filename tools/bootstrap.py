@@ -69,6 +69,17 @@ def check_python(version: tuple) -> None:
         )
 
 
+def check_folder(root: Path) -> None:
+    """Refuse a folder whose name is no UTF-8: torch can't be imported from there."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise SetUpError(
+            f"The name of the folder {ascii(str(root))} is not UTF-8, and torch can't be imported "
+            "from there: rename it, or move the course."
+        ) from None
+
+
 def venv_python(root: Path) -> Path:
     """The Python of the course's environment, whether or not it exists."""
     return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -252,6 +263,7 @@ def main(arguments: list) -> int:
     """Set up, then become the environment's Python with these arguments, from `-m` on."""
     try:
         check_python(sys.version_info)
+        check_folder(ROOT)
         ensure(ROOT, install)
     except SetUpError as error:
         print(error, file=sys.stderr)

@@ -62,6 +62,16 @@ def test_an_old_python_is_refused_in_one_line(version):
     assert "\n" not in text
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_refused_in_one_printable_line(tmp_path):
+    bootstrap.check_folder(tmp_path / "课程 é")
+    with pytest.raises(bootstrap.SetUpError) as error:
+        bootstrap.check_folder(tmp_path / os.fsdecode(b"\xc4\xe3"))
+    text = str(error.value)
+    assert text.isascii()
+    assert "rename it" in text
+    assert "\n" not in text
+
+
 def test_python_3_11_and_newer_are_accepted():
     bootstrap.check_python((3, 11, 0))
     bootstrap.check_python((4, 0, 0))
