@@ -75,7 +75,7 @@ def check_folder(root: Path) -> None:
         str(root).encode()
     except UnicodeEncodeError:
         raise SetUpError(
-            f"The name of the folder {ascii(str(root))} is not UTF-8, and torch can't be imported "
+            f"The name of the folder {str(root)!a} is not UTF-8, and torch can't be imported "
             "from there: rename it, or move the course."
         ) from None
 
