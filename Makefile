@@ -30,7 +30,7 @@ book: ## render the book into _build/html/
 serve: ## render the book and show it in a browser [PORT=8000]
 	$(COURSE) tools.book.site --serve "$(or $(PORT),8000)"
 
-assignments: ## the students' versions of the assignments, in build/release/
+assignments: ## the students' versions of the assignments, in marks/release/
 	$(COURSE) tools.grading.release
 
 grade: ## grade what was handed in: SUBMISSIONS=folder [JOBS=2] [LIMITS="cell=60"] [UNSAFE=1]
@@ -55,5 +55,5 @@ lint: ## ruff on code and notebooks
 doctor: ## what this machine can run
 	$(COURSE) aigc_lib.doctor
 
-clean: ## remove what the targets above have made, but neither .venv nor study/
+clean: ## remove what the targets above have made, but not .venv, study/ or marks/
 	rm -rf build _build .pytest_cache .ruff_cache

@@ -128,6 +128,26 @@ def test_nothing_is_graded_twice_but_marks_and_changed_submissions_are_taken_ove
     assert before == after
 
 
+def test_another_folder_adds_to_the_table_and_takes_nothing_from_it(graded, capsys, monkeypatch):
+    work = graded[0]
+    before = rows(work)
+    late = work / "late" / "Late One" / "99_tiny (1).ipynb"
+    late.parent.mkdir(parents=True)
+    shutil.copy(work / "submissions" / "blank" / "99_tiny.ipynb", late)
+    (work / "late" / "nobody").mkdir()
+    line = arguments(work)
+    line[1] = str(work / "late")
+    monkeypatch.setattr(sys, "argv", ["grade", *line])
+    assert grade.main() == 0
+    assert "of 1 need a person's look, 1 not recognised" in capsys.readouterr().out
+    after = rows(work)
+    assert after.pop("Late_One")["automatic"] == "0"
+    strange = after.pop("nobody")
+    assert (strange["status"], strange["points"]) == ("not recognised", "")
+    assert strange["reason"] == "holds no notebook of an assignment"
+    assert after == before
+
+
 def test_without_a_sandbox_it_refuses_in_plain_words(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "submissions").mkdir()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import zipfile
 
 import nbformat
 import pytest
@@ -126,28 +127,106 @@ def test_an_older_format_is_read(tmp_path):
     assert names(submission.parse(path)) == names(NB)
 
 
-def test_both_layouts_are_found_and_the_rest_is_named(tmp_path):
-    for place in ("ada/11_a.ipynb", "bo/11_a/11_a.ipynb", "bo/notes.txt", "bo/11_a (1).ipynb"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_text("{}")
-    (tmp_path / "ada" / "11_a").mkdir()
-    (tmp_path / "ada" / "11_a" / "11_a.ipynb").write_text("{}")
-    (tmp_path / "eve").mkdir()
-    (tmp_path / "eve" / "11_a.ipynb").symlink_to("/etc/passwd")
-    (tmp_path / "a b*").mkdir()
-    (tmp_path / "stray.ipynb").write_text("{}")
-    found, strange = submission.discover(tmp_path, ["11_a"])
-    assert [(s.student, s.assignment) for s in found] == [("ada", "11_a"), ("bo", "11_a")]
-    assert sorted(line.partition(":")[0] for line in strange) == [
-        *("a b*", "ada/11_a.ipynb", "bo/11_a (1).ipynb", "bo/notes.txt"),
-        *("eve/11_a.ipynb", "stray.ipynb"),
+@pytest.fixture
+def handed_in(tmp_path):
+    """Put files into a folder of submissions; returns students with their files, and the rest."""
+    folder, unpacked = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def discover(*places):
+        for place in places:
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_text(place)
+        found, strange = submission.discover(folder, ["11_a", "20_b"], unpacked)
+        assert all(s.path.is_file() for s in found)
+        return {(s.student, s.assignment): s.path.read_text() for s in found}, sorted(strange)
+
+    discover.folder = folder
+    return discover
+
+
+def test_both_layouts_are_found_and_the_rest_is_named(handed_in):
+    for name in ("eve", "nobody", "a b*"):
+        (handed_in.folder / name).mkdir()
+    (handed_in.folder / "eve" / "11_a.ipynb").symlink_to("/etc/passwd")
+    places = "ada/11_a.ipynb", "ada/11_a/11_a.ipynb", "bo/11_a/11_a.ipynb", "bo/notes.txt"
+    found, strange = handed_in(*places, "stray.ipynb")
+    assert found == {("ada", "11_a"): places[0], ("bo", "11_a"): places[2]}
+    assert [line.partition(":")[0] for line in strange] == [
+        *("a b*", "ada/11_a/11_a.ipynb", "bo/notes.txt", "eve/11_a.ipynb", "eve", "nobody"),
+        "stray.ipynb",
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "student"),
+    [
+        ("ada/11_a (1).ipynb", "ada"),
+        ("ada/11_a-1.ipynb", "ada"),
+        ("ada/11_a copy.ipynb", "ada"),
+        ("ada/Copy of 11_a.ipynb", "ada"),
+        ("ada/My work/11_a.ipynb", "ada"),
+        ("ada/one/two/11_a.ipynb", "ada"),
+        (
+            "Ada Lovelace_123_assignsubmission_file/11_a.ipynb",
+            "Ada_Lovelace_123_assignsubmission_file",
+        ),
+        ("lovelaceada_123_456_11_a.ipynb", "lovelaceada"),
+        ("lovelaceada_LATE_123_456_11_a-1.ipynb", "lovelaceada"),
+        ("Zoe\u0301/11_a.ipynb", "Zo\xe9"),
+        ("\u0930\u0935\u093f/11_a.ipynb", "\u0930\u0935\u093f"),
+        ("\u674e\u56db/11_a.ipynb", "\u674e\u56db"),
+    ],
+)
+def test_names_and_layouts_that_people_hand_in_are_taken(handed_in, place, student):
+    found, strange = handed_in(place)
+    assert found == {(student, "11_a"): place}
+    assert strange == []
+
+
+def test_a_zip_is_opened_and_what_is_none_is_named(handed_in):
+    (handed_in.folder / "ada").mkdir()
+    with zipfile.ZipFile(handed_in.folder / "ada" / "work.zip", "w") as archive:
+        archive.writestr("home/../../11_a (2).ipynb", "mine")
+        archive.writestr("__MACOSX/._11_a.ipynb", "no")
+        archive.writestr("home/data.csv", "no")
+    found, strange = handed_in("bo/20_b.zip", "bo/20_b.ipynb")
+    assert found == {("ada", "11_a"): "mine", ("bo", "20_b"): "bo/20_b.ipynb"}
+    assert len(strange) == 1
+    assert strange[0].startswith("bo/20_b.zip: not a readable zip")
+
+
+def test_of_two_the_released_name_and_the_higher_place_count_and_a_tie_is_told(handed_in):
+    places = "ada/11_a.ipynb", "ada/11_a (1).ipynb", "bo/old/11_a.ipynb", "bo/11_a.ipynb"
+    found, strange = handed_in(*places, "cy/11_a (1).ipynb", "cy/11_a (2).ipynb", "cy/20_b.ipynb")
+    assert found == {
+        ("ada", "11_a"): places[0],
+        ("bo", "11_a"): places[3],
+        ("cy", "20_b"): "cy/20_b.ipynb",
+    }
+    assert strange == [
+        "ada/11_a (1).ipynb: there are two; the other one is graded",
+        "bo/old/11_a.ipynb: there are two; the other one is graded",
+        "cy: 11_a (1).ipynb, 11_a (2).ipynb: which one is 11_a? None of them was graded",
+    ]
+
+
+def test_two_folders_of_one_student_are_told(handed_in):
+    found, strange = handed_in("a b/11_a.ipynb", "a_b/11_a.ipynb")
+    assert list(found) == [("a_b", "11_a")]
+    assert strange == ["a_b: as a_b the same student as a b"]
+
+
+def test_another_notebook_is_no_submission(released):
+    theirs = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 11. The chapter")])
+    with pytest.raises(Refusal, match="none of the assignment's cells is in it"):
+        submission.compose(released, theirs)
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "none", lambda p: p], ids=["missing", "empty"])
 def test_nothing_to_grade_is_explained(make, tmp_path):
     with pytest.raises(Refusal, match="one folder per student"):
-        submission.discover(make(tmp_path), ["11_a"])
+        submission.discover(make(tmp_path), ["11_a"], tmp_path / "out")
 
 
 SUSPICIOUS = {

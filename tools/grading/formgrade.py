@@ -1,7 +1,7 @@
 """`make formgrade [PORT=8888]`: nbgrader's formgrader in a browser, to mark written answers.
 
 Every submission that has something to be marked is listed under "Manual Grading". `make grade` with
-the same SUBMISSIONS then takes the marks into build/grades.csv and into the feedback.
+the same SUBMISSIONS then takes the marks into marks/grades.csv and into the feedback.
 """
 
 import argparse

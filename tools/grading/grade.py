@@ -1,7 +1,8 @@
 """`make grade SUBMISSIONS=dir [JOBS=2] [UNSAFE=1]`: grade what students handed in.
 
 The folder holds one folder per student with the notebooks in it, under their released names.
-Results: build/grades.csv, build/needs_a_human.md, build/feedback/STUDENT/NN_name/NN_name.html.
+Results: marks/grades.csv, marks/needs_a_human.md, marks/feedback/STUDENT/NN_name/NN_name.html; the
+table knows all that was ever graded, and no clean-up touches the folder.
 What was graded is not graded again unless it, its assignment or the grader has changed, nor what
 got no score unless the limits have. JOBS is how many are graded at a time, by default half the
 cores; LIMITS="cell=60,memory=4e9" are the kernels'.
@@ -29,7 +30,7 @@ from tools.grading.submission import EXPECTED, Submission, compose, discover, pa
 from tools.study import notebooks
 
 PLACES = """{course}/grades.csv: points.  {course}/feedback/: pages for students.
-{course}/needs_a_human.md: {count} of {total} need a person's look."""
+{course}/needs_a_human.md: {count} of {total} need a person's look, {strange} not recognised."""
 
 
 def lock(course: Path) -> IO:
@@ -78,6 +79,13 @@ class Grader:
         if state["status"] == "no score" and state["limits"] != self.limits:
             return None  # it may get one now
         return state if state["digest"] == self.digest(submission) else None
+
+    def ever(self) -> tuple[list[Submission], list[dict]]:
+        """All submissions of known assignments that were ever graded, and what became of each."""
+        paths = sorted((self.course / "grades").glob("*/*.json"))
+        known = [path for path in paths if path.stem in self.digests]
+        found = [Submission(path.parent.name, path.stem, path) for path in known]
+        return found, [json.loads(path.read_text("utf-8")) for path in known]
 
     def grade(self, submission: Submission) -> None:
         """Grade one submission and write down what became of it."""
@@ -158,14 +166,16 @@ def main() -> int:
     with lock(course):
         digests = release.sources(course, arguments.sources)
         release.generate(course, digests)
-        found, strange = discover(Path(arguments.submissions).resolve(), list(digests))
+        folder = Path(arguments.submissions).resolve()
+        found, strange = discover(folder, list(digests), course / "unpacked")
         grader = Grader(course, digests, limits(arguments.limits), unsafe)
         states = grade_all(grader, found, jobs)
-        gradebook.report(course, found, states, strange)
+        gradebook.report(course, *grader.ever(), strange)
         gradebook.feedback(course, found, states)
     count = sum(state["status"] != "graded" for state in states)
     place = os.path.relpath(course)
-    print(PLACES.format(course=place, count=count, total=len(states)))
+    numbers = {"count": count, "total": len(states), "strange": len(strange)}
+    print(PLACES.format(course=place, **numbers))
     return 0
 
 

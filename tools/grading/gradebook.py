@@ -76,6 +76,9 @@ def report(course: Path, found: list[Submission], states: list[dict], strange: l
                 lists[row["status"]] += [f"{name}: {reason}" for reason in state["reasons"]]
             if row["pending"] != "0" and row["status"] != "no score":
                 lists["written"].append(f"{name}: {row['pending']} points")
+    for sentence in strange:
+        name, _, reason = sentence.partition(": ")
+        rows.append({"student": name, "status": "not recognised", "reason": reason})
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()

@@ -1,8 +1,8 @@
-"""`make assignments`: what students get, in build/release/NN_name/NN_name.ipynb.
+"""`make assignments`: what students get, in marks/release/NN_name/NN_name.ipynb.
 
 AIGC_ASSIGNMENTS names a folder outside the repository whose NN_name/ folders replace or extend the
 public ones: a university's own variants and hidden tests. nbgrader makes the release and keeps the
-sources, hidden tests included, in build/gradebook.db.
+sources, hidden tests included, in marks/gradebook.db.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from tools.grading import source
 from tools.grading.source import HIDDEN, SOLUTION, grade_id, nbgrader, role
 from tools.study import notebooks
 
-COURSE = ROOT / "build"
+COURSE = ROOT / "marks"  # what a teacher made: not in build/, which `make clean` removes
 
 
 def sources(course: Path, public: Path = source.SOURCES) -> dict[str, str]:
@@ -138,12 +138,15 @@ def leaks(nb: NotebookNode, released: NotebookNode) -> list[str]:
 
 
 def main() -> int:
-    """Make the students' versions."""
+    """Make the students' versions, and put those that are new into study/, to try them."""
     digests = sources(COURSE)
     made = generate(COURSE, digests)
     for name in digests:
         state = "made" if name in made else "unchanged"
-        print(f"build/release/{name}/{name}.ipynb: {state}")
+        print(f"marks/release/{name}/{name}.ipynb: {state}")
+        own = ROOT / "study" / "assignments" / f"{name}.ipynb"
+        if not own.exists():  # never over somebody's work
+            write_file(own, (COURSE / "release" / name / own.name).read_bytes())
     print("Give these files to students; they hold neither solutions nor hidden tests.")
     return 0
 

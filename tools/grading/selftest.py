@@ -183,7 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make grade-selftest", description=__doc__)
     parser.add_argument("--jobs", default="", help="how many at a time; default: half the cores")
     jobs = parser.parse_args().jobs
-    work = release.COURSE / "selftest"
+    work = ROOT / "build" / "selftest"
     shutil.rmtree(work, ignore_errors=True)
     public, course = work / "assignments", work / "course"
     for path in [*source.find(), *source.find(FIXTURE)]:

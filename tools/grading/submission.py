@@ -8,19 +8,24 @@ import ast
 import copy
 import dataclasses
 import re
+import shutil
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 
-from tools import Refusal
+from tools import Refusal, write_file
 from tools.grading.source import grade_id, nbgrader, role
 
 MAX_BYTES = 20_000_000
 STUDENT = re.compile(r"[\w@-][\w.@-]*")
+# Canvas puts everybody's files into one folder: name_number_number_file, or name_LATE_….
+CANVAS = re.compile(r"([^_]+)(?:_LATE|_late)?_\d+_\d+_(.+)")
 EXPECTED = """expected one folder per student, with the notebooks in it under their released names:
   {folder}/ada/11_attention.ipynb
-or as nbgrader lays them out:
+or as nbgrader, Moodle (a folder each) or Canvas (one folder, name_number_number_file) lay them out:
   {folder}/ada/11_attention/11_attention.ipynb"""
 # What no honest solution needs. Each is told to a person; no points are taken for it.
 NAMES = {
@@ -59,34 +64,119 @@ class Submission:
     path: Path
 
 
-def discover(folder: Path, assignments: list[str]) -> tuple[list[Submission], list[str]]:
-    """What lies in the folder of submissions: these, and a sentence for each thing that is none."""
+def discover(
+    folder: Path, assignments: list[str], unpacked: Path
+) -> tuple[list[Submission], list[str]]:
+    """What lies in the folder of submissions: these, and a sentence for each thing that is none.
+
+    A notebook may be renamed by a browser, lie deeper in its student's folder, or in a zip there,
+    which goes into the folder `unpacked`. Of several that could be meant none is taken.
+    """
     if not folder.is_dir():
         raise Refusal(f"no folder {folder}: {EXPECTED.format(folder='SUBMISSIONS')}")
-    found: dict[tuple[str, str], Submission] = {}
-    strange = []
-    for student in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if student.is_symlink() or not student.is_dir():
-            strange.append(f"{student.name}: not a student's folder")
+    meant: dict[tuple[str, str], list[Path]] = {}
+    strange, whose = [], {}
+    for place in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        student, name = identity(place.name), ""
+        if flat := CANVAS.fullmatch(place.stem):
+            student, name = (
+                identity(flat[1]),
+                _assignment(Path(flat[2] + place.suffix), assignments),
+            )
+        if name and student and place.is_file() and not place.is_symlink():
+            meant.setdefault((student, name), []).append(place)
+        elif place.is_symlink() or not place.is_dir():
+            strange.append(f"{place.name}: not a student's folder")
+        elif not student:
+            strange.append(f"{place.name}: a name has letters, digits, spaces and . _ - @ only")
+        elif student in whose:
+            strange.append(f"{place.name}: as {student} the same student as {whose[student]}")
+        else:
+            whose[student] = place.name
+            files, refused = _files(place, unpacked / student)
+            strange += refused
+            named = [(path, _assignment(path, assignments)) for path in files]
+            for path, name in named:
+                if name:
+                    meant.setdefault((student, name), []).append(path)
+                else:
+                    why = f"not the file of an assignment ({', '.join(assignments)})"
+                    strange.append(f"{place.name}/{_inside(path, place)}: {why}")
+            if not any(name for _, name in named):
+                strange.append(f"{place.name}: holds no notebook of an assignment")
+    found = []
+    for (student, name), paths in meant.items():
+        # The released name before others, and what lies higher before what lies deeper.
+        order = {path: (path.stem != name, len(_inside(path, folder).parts)) for path in paths}
+        first, *rest = sorted(paths, key=order.get)
+        if rest and order[first] == order[rest[0]]:
+            several = ", ".join(sorted(path.name for path in paths))
+            strange.append(f"{student}: {several}: which one is {name}? None of them was graded")
             continue
-        if not STUDENT.fullmatch(student.name):
-            strange.append(f"{student.name}: a name has letters, digits and . _ - @ only")
-            continue
-        for path in sorted(student.rglob("*")):
-            name, place = path.stem, path.relative_to(folder)
-            if path.is_dir() or any(part[0] == "." for part in place.parts):
-                continue
-            known = path.suffix == ".ipynb" and name in assignments and not path.is_symlink()
-            if not known or place.parts[1:-1] not in ((), (name,)):
-                strange.append(f"{place}: not the file of an assignment ({', '.join(assignments)})")
-            elif (student.name, name) in found:
-                strange.append(f"{place}: there are two; the other one is graded")
-            else:
-                found[student.name, name] = Submission(student.name, name, path)
+        found.append(Submission(student, name, first))
+        shown = [f"{student}/{_inside(path, folder / student)}" for path in rest]
+        strange += [f"{path}: there are two; the other one is graded" for path in shown]
     if not found:
         listed = "\n".join(f"  {line}" for line in strange[:10])
         raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
-    return list(found.values()), strange
+    return found, strange
+
+
+def _inside(path: Path, place: Path) -> Path:
+    """A file's path from a folder on, or what is left of it if it came out of a zip."""
+    return path.relative_to(place) if place in path.parents else Path("zip", *path.parts[-2:])
+
+
+def identity(name: str) -> str:
+    """A student's name in the gradebook, from that of the folder; "" if it can't be one.
+
+    Accents are composed, as not every system writes them, and spaces become underlines.
+    """
+    name = re.sub(r"\s+", "_", unicodedata.normalize("NFC", name).strip())
+    bare = "".join(letter for letter in name if unicodedata.category(letter)[0] != "M")
+    return name if STUDENT.fullmatch(bare) else ""
+
+
+def _assignment(path: Path, assignments: list[str]) -> str:
+    """The assignment whose file this is, under its own name or as browsers and people copy it."""
+    stem = unicodedata.normalize("NFC", path.stem)
+    named = re.fullmatch(r"(?:Copy of )?(.+?)(?: ?\(\d+\)|[-_ ]\d|[-_ ]?[Cc]opy\d*)?", stem)
+    names = {stem, named[1] if named else ""} & set(assignments)
+    return names.pop() if path.suffix == ".ipynb" and names else ""
+
+
+def _files(place: Path, unpacked: Path) -> tuple[list[Path], list[str]]:
+    """A student's files, those in zips, too; a sentence for each that can't be read."""
+    shutil.rmtree(unpacked, ignore_errors=True)
+    files, refused = [], []
+    for path in sorted(place.rglob("*")):
+        inside = path.relative_to(place)
+        if any(part[0] == "." or part == "__MACOSX" for part in inside.parts) or path.is_dir():
+            continue
+        if path.is_symlink():
+            refused.append(f"{place.name}/{inside}: a link, which is not followed")
+        elif path.suffix.lower() != ".zip":
+            files.append(path)
+        else:
+            try:
+                files += _unzipped(path, unpacked / str(len(files)))
+            except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                refused.append(f"{place.name}/{inside}: not a readable zip: {error}")
+    return files, refused
+
+
+def _unzipped(path: Path, folder: Path) -> list[Path]:
+    """The notebooks of a zip, each written under its bare name into a folder of its own."""
+    files = []
+    with zipfile.ZipFile(path) as archive:
+        for number, info in enumerate(archive.infolist()):
+            name = Path(info.filename).name
+            hidden = "__MACOSX" in info.filename or name.startswith(".")
+            if hidden or not name.endswith(".ipynb") or info.file_size > MAX_BYTES:
+                continue
+            files.append(folder / str(number) / name)
+            write_file(files[-1], archive.read(info))
+    return files
 
 
 def parse(path: Path) -> NotebookNode:
@@ -127,6 +217,10 @@ def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode,
                 extras.setdefault(last, []).append(_extra(cell))
         elif cell.get("id") in places:
             last = cell.id
+    if not answers:
+        raise Refusal(
+            "none of the assignment's cells is in it: is this the chapter, or another file?"
+        )
     cells = extras[""]
     for cell in copy.deepcopy(released.cells):
         name = grade_id(cell)
