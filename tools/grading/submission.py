@@ -104,7 +104,17 @@ def discover(
                     strange.append(f"{place.name}/{_inside(path, place)}: {why}")
             if not any(name for _, name in named):
                 strange.append(f"{place.name}: holds no notebook of an assignment")
-    found = []
+    found, several = _chosen(meant, folder)
+    strange += several
+    if not found:
+        listed = "\n".join(f"  {line}" for line in strange[:10])
+        raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
+    return found, strange
+
+
+def _chosen(meant: dict, folder: Path) -> tuple[list[Submission], list[str]]:
+    """For each student and assignment the file that is meant; a sentence for each other one."""
+    found, strange = [], []
     for (student, name), paths in meant.items():
         # The released name before others, and what lies higher before what lies deeper.
         order = {path: (path.stem != name, len(_inside(path, folder).parts)) for path in paths}
@@ -116,9 +126,6 @@ def discover(
         found.append(Submission(student, name, first))
         shown = [f"{student}/{_inside(path, folder / student)}" for path in rest]
         strange += [f"{path}: there are two; the other one is graded" for path in shown]
-    if not found:
-        listed = "\n".join(f"  {line}" for line in strange[:10])
-        raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
     return found, strange
 
 
