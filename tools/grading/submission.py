@@ -104,12 +104,11 @@ def discover(
                     strange.append(f"{place.name}/{_inside(path, place)}: {why}")
             if not any(name for _, name in named):
                 strange.append(f"{place.name}: holds no notebook of an assignment")
-    found, several = _chosen(meant, folder)
-    strange += several
+    found, others = _chosen(meant, folder)
     if not found:
-        listed = "\n".join(f"  {line}" for line in strange[:10])
+        listed = "\n".join(f"  {line}" for line in [*strange, *others][:10])
         raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
-    return found, strange
+    return found, strange + others
 
 
 def _chosen(meant: dict, folder: Path) -> tuple[list[Submission], list[str]]:
