@@ -17,7 +17,7 @@ class Block(nn.Module):
     x ← x + attention(norm(x)),   x ← x + cross(norm(x), memory),   x ← x + mlp(norm(x)),
 
     the middle one only with `cross`. This is the pre-norm form: the stream itself is never
-    normalised, so that gradients reach every layer undamped and training needs no long warm-up.
+    normalised: gradients pass along it from end to end, and training needs no long warm-up.
     `norm` makes one normalisation a call; `dropout` zeroes that share of each answer in training.
 
     Source: Xiong et al. 2020, figure 1b and table 1, of Vaswani et al. 2017, section 3.1.
