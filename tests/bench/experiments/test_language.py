@@ -154,7 +154,7 @@ def test_nanogpt_is_trained_as_published(corpus):
 @pytest.mark.parametrize("corpus", language.RECIPES)
 def test_the_gpt_has_its_matrices_trained_by_muon_and_the_gru_by_adamw(corpus):
     recipes = language.RECIPES[corpus]
-    assert [arm for arm in recipes if arm != "AdamW"] == ARMS
+    assert [arm for arm in recipes if arm not in ("AdamW", "GRU, Muon")] == ARMS
     model, optimizer = language.new_arm(recipes["GPT"], 65)
     assert isinstance(model, GPT)
     assert isinstance(optimizer, Together)
@@ -166,11 +166,24 @@ def test_the_gpt_has_its_matrices_trained_by_muon_and_the_gru_by_adamw(corpus):
     assert recipes["GRU"].tokens == recipes["GPT"].tokens
 
 
-def test_one_arm_differs_from_the_gpt_in_its_optimizer_alone():
-    gpt, plain = (language.RECIPES["code"][arm] for arm in ("GPT", "AdamW"))
-    assert replace(plain, muon_lr=gpt.muon_lr, adamw_lr=gpt.adamw_lr) == gpt
+@pytest.mark.parametrize(("with_muon", "alone"), [("GPT", "AdamW"), ("GRU, Muon", "GRU")])
+def test_each_network_has_an_arm_that_differs_in_its_optimizer_alone(with_muon, alone):
+    muon, plain = (language.RECIPES["code"][arm] for arm in (with_muon, alone))
+    assert replace(plain, muon_lr=muon.muon_lr, adamw_lr=muon.adamw_lr) == muon
     _, optimizer = language.new_arm(plain, 65)
     assert type(optimizer) is torch.optim.AdamW
+    _, optimizer = language.new_arm(muon, 65)
+    assert isinstance(optimizer, Together)
+
+
+def test_muon_has_the_recurrent_matrices_of_the_gru_and_adamw_all_else():
+    recipe = language.RECIPES["code"]["GRU, Muon"]
+    model, optimizer = language.new_arm(recipe, 65)
+    muon, adamw = optimizer.param_groups
+    assert {p.shape for p in muon["params"]} == {(3 * recipe.width, recipe.width)}
+    assert len(muon["params"]) == 2 * recipe.num_layers
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(model.parameters()))
+    assert (muon["lr"], adamw["lr"]) == (recipe.muon_lr, recipe.adamw_lr)
 
 
 # --- training
@@ -272,6 +285,15 @@ def test_the_networks_are_given_the_same_time_seed_by_seed(monkeypatch):
     rows = list(language.compare({"prose": CORPUS}, 2, 90.0))
     assert [row["arm"] for row in rows] == [*(f"{n}-gram" for n in range(4, 11)), *ARMS, *ARMS]
     assert given == [(recipes[arm], seed, 90.0) for seed in (0, 1) for arm in ARMS]
+
+
+def test_some_arms_alone_run_beside_what_counts(monkeypatch):
+    monkeypatch.setattr(language, "encoded", lambda corpus, tokens: (corpus, tokens))
+    monkeypatch.setattr(language, "train_and_score", lambda *given, seed, budget: {})
+    monkeypatch.setattr(language, "RECIPES", {"prose": TINY})
+    rows = list(language.compare({"prose": CORPUS}, 2, 90.0, ["GRU", "GPT"]))
+    learned = [(row["arm"], row["seed"]) for row in rows if row["seed"] is not None]
+    assert learned == [("GPT", 0), ("GRU", 0), ("GPT", 1), ("GRU", 1)]
 
 
 def test_orders_that_do_not_fit_into_64_bits_are_left_out(monkeypatch):
@@ -384,6 +406,17 @@ def test_a_run_leaves_a_whole_result_and_does_not_touch_an_earlier_one(bench, ca
     assert list(contents(bench.folder)[1]["texts"]) == ["code"]
 
 
+def test_a_run_of_some_arms_says_so_in_its_command_and_holds_no_other(bench):
+    recipes = {**TINY, "GRU, Muon": replace(TINY["GRU"], muon_lr=0.01)}
+    language.RECIPES["code"] = recipes
+    arms = "--arms", "GRU, Muon", "GPT"
+    assert bench("--seeds", "2", "--seconds", "0.01", "--only", "code", *arms) == 0
+    (content,) = contents(bench.folder)
+    check(content)
+    assert content["command"].endswith("--only code --arms 'GRU, Muon' GPT")
+    assert list(content["recipes"]["code"]) == ["GPT", "GRU, Muon"]
+
+
 def test_a_trial_runs_from_end_to_end(bench, monkeypatch):
     assert bench("--quick", "--seconds", "0.01") == 0
     whole = language.train_and_score
@@ -426,6 +459,7 @@ def test_ctrl_c_loses_only_the_arm_that_is_running(bench, monkeypatch, tmp_path,
     ("words", "message"),
     [
         (["--only", "poems"], "no corpus 'poems' to learn; there are prose, code"),
+        (["--only", "prose", "--arms", "LSTM"], "no arm 'LSTM' in prose"),
         (["--seeds", "0"], "expected at least 1 seed, got 0"),
         (["--seconds", "0"], r"expected more than 0 seconds, got 0\.0"),
         (["--seconds", "nan"], "expected more than 0 seconds, got nan"),
