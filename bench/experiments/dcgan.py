@@ -157,6 +157,7 @@ ARMS = {
     "ReLU in D": Arm(words="ReLU for LeakyReLU in D", change=_strict),
     "torch's start": Arm(words="torch's own starts for N(0, 0.02²)", change=_torch_start),
     "β₁ = 0.9": Arm(words="Adam with β₁ = 0.9 for 0.5, both players", beta1=0.9),
+    "β₁ = 0": Arm(words="Adam with β₁ = 0 for 0.5, both players", beta1=0.0),
     "saturating": Arm(
         words="G minimises log(1 − D) for −log D",
         generator_loss=adversarial.saturating_generator_loss,

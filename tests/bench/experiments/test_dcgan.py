@@ -68,11 +68,18 @@ def test_a_committed_comparison_is_whole_and_named_after_its_device_and_day(path
     assert re.fullmatch(rf"{name}-dcgan(-\d+)?\.json", path.name)
     assert content["complete"]
     assert not content["quick"]
-    assert content["arms"] == {name: arm.words for name, arm in dcgan.ARMS.items()}
+    assert content["arms"] == {name: dcgan.ARMS[name].words for name in content["arms"]}
+    assert dcgan.WHOLE in content["arms"]  # what a row is compared with, of the same run
     assert len(content["seeds"]) >= 5
     for row in content["rows"]:
         assert row["real"]["recognised"] > 0.9
         assert row["real"]["frechet"] < 0.5
+
+
+def test_every_arm_has_been_measured_at_the_recipes_length():
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
+    same = [c["arms"] for c in contents if c["recipe"]["steps"] == dcgan.Recipe().steps]
+    assert {arm for arms in same for arm in arms} == set(ARMS)
 
 
 # --- the arms
@@ -217,7 +224,7 @@ def test_a_round_is_what_a_loop_by_hand_does(name):
 
     (G, D), draws = pair(name), torch.Generator().manual_seed(3)
     order = [torch.randperm(12, generator=draws) for _ in range(2)]  # three batches each
-    beta = 0.9 if name == "β₁ = 0.9" else 0.5
+    beta = {"β₁ = 0.9": 0.9, "β₁ = 0": 0.0}.get(name, 0.5)
     adam_D, adam_G = (
         torch.optim.Adam(net.parameters(), lr=2e-3, betas=(beta, 0.999)) for net in (D, G)
     )
