@@ -82,6 +82,31 @@ def test_cells_of_their_own_stay_where_they_were(released, theirs):
     nbformat.validate(nb)
 
 
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_a_solution_that_was_split_is_joined(released, theirs, with_metadata):
+    first = cell(theirs, "t1-solution")
+    second = copy.deepcopy(first)
+    first.source, second.source = "def f(x):", "    return x"
+    if not with_metadata:
+        second.metadata = {}
+    theirs.cells.insert(theirs.cells.index(first) + 1, second)
+    nb, notes = submission.compose(released, theirs)
+    assert cell(nb, "t1-solution").source == "def f(x):\n    return x"
+    assert notes == ["the cell t1-solution was split and was joined"]
+    assert len(nb.cells) == len(released.cells)
+
+
+def test_a_syntax_error_is_told_to_the_teacher_and_to_the_student(released, theirs):
+    cell(theirs, "t1-solution").source = "x = 1\nif x\n    y = 2"
+    nb, notes = submission.compose(released, theirs)
+    said = "syntax error in line 2: expected ':'"
+    assert notes == [f"t1-solution: {said}"]
+    place = nb.cells.index(cell(nb, "t1-solution"))
+    assert nb.cells[place + 1].source == f"**The cell above has a {said}.**"
+    cell(theirs, "t1-solution").source = "%timeit f(\n"
+    assert submission.compose(released, theirs)[1] == []
+
+
 def test_of_two_cells_with_one_name_the_last_counts(released, theirs):
     second = copy.deepcopy(cell(theirs, "t1-solution"))
     second.source = "second"

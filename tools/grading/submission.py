@@ -207,18 +207,56 @@ def parse(path: Path) -> NotebookNode:
 def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode, list[str]]:
     """Put a student's answers into the released notebook, and say what a person should know."""
     own = {grade_id(cell): cell for cell in released.cells if nbgrader(cell)}
+    answers, extras, notes = _answers(released, own, theirs)
+    cells = extras[""]
+    for cell in copy.deepcopy(released.cells):
+        name, more = grade_id(cell), extras.get(cell.id, [])
+        if name and name not in answers:
+            notes.append(f"the cell {name} was missing and was put back")
+        elif name and nbgrader(cell).locked and answers[name].strip() != cell.source.strip():
+            notes.append(f"the locked cell {name} was edited and was restored")
+        elif name and not nbgrader(cell).locked:
+            cell.source = answers[name]
+            joined = "\n".join([cell.source, *(part.source for part in more[:1])])
+            if role(cell) == "solution" and _fault(cell.source) and not _fault(joined):
+                cell.source, more = joined, more[1:]
+                notes.append(f"the cell {name} was split and was joined")
+        cells += [cell, *more]
+    nb = copy.deepcopy(released)
+    nb.cells = []
+    for cell in cells:
+        nb.cells.append(cell)
+        if cell.cell_type == "code" and (fault := _fault(cell.source)):
+            name = grade_id(cell) or "a cell of the student's own"
+            notes.append(f"{name}: {fault}")
+            nb.cells.append(nbformat.v4.new_markdown_cell(f"**The cell above has a {fault}.**"))
+    for index, cell in enumerate(cell for cell in nb.cells if not nbgrader(cell)):
+        cell.id = f"text-{index}"  # theirs may be anybody's
+    return nb, notes
+
+
+def _answers(released: NotebookNode, own: dict, theirs: NotebookNode) -> tuple[dict, dict, list]:
+    """A student's text for each cell of the assignment, cells of their own by where they stand."""
     texts = {cell.source.strip() for cell in released.cells if not nbgrader(cell)}
     places = {cell.id: cell.id for cell in released.cells}
     answers: dict[str, str] = {}
     extras: dict[str, list[NotebookNode]] = {"": []}
-    notes, last = [], ""
+    notes, last, before = [], "", ""
     for cell in theirs.cells:
         name = grade_id(cell)
         if isinstance(name, str) and name in own:
-            if name in answers:
+            if name not in answers:
+                answers[name] = cell.source
+            elif name == before:  # what JupyterLab makes of a cell that is split
+                answers[name] += "\n" + cell.source
+                notes.append(f"the cell {name} was split and was joined")
+            else:
+                answers[name] = cell.source
                 notes.append(f"two cells are called {name}: the last one counts")
-            answers[name], last = cell.source, own[name].id
-        elif cell.cell_type == "code" or cell.source.strip() not in texts:
+            last, before = own[name].id, name
+            continue
+        before = before if not cell.source.strip() else ""
+        if cell.cell_type == "code" or cell.source.strip() not in texts:
             if cell.source.strip():
                 extras.setdefault(last, []).append(_extra(cell))
         elif cell.get("id") in places:
@@ -227,21 +265,20 @@ def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode,
         raise Refusal(
             "none of the assignment's cells is in it: is this the chapter, or another file?"
         )
-    cells = extras[""]
-    for cell in copy.deepcopy(released.cells):
-        name = grade_id(cell)
-        if name and name not in answers:
-            notes.append(f"the cell {name} was missing and was put back")
-        elif name and nbgrader(cell).locked and answers[name].strip() != cell.source.strip():
-            notes.append(f"the locked cell {name} was edited and was restored")
-        elif name and not nbgrader(cell).locked:
-            cell.source = answers[name]
-        cells += [cell, *extras.get(cell.id, [])]
-    nb = copy.deepcopy(released)
-    nb.cells = cells
-    for index, cell in enumerate(cell for cell in cells if not nbgrader(cell)):
-        cell.id = f"text-{index}"  # theirs may be anybody's
-    return nb, notes
+    return answers, extras, notes
+
+
+def _fault(source: str) -> str:
+    """What keeps code from being read at all, with its line; "" if nothing does."""
+    if re.search(r"^\s*[%!]", source, re.M):
+        return ""  # IPython reads it
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return f"syntax error in line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError, MemoryError):
+        return "syntax error"
+    return ""
 
 
 def _extra(cell: NotebookNode) -> NotebookNode:
