@@ -155,7 +155,7 @@ def test_without_a_sandbox_it_refuses_in_plain_words(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["grade", *arguments(tmp_path)])
     with pytest.raises(Refusal) as refused:
         grade.main()
-    for words in ("bwrap", "delete or send away your files", "UNSAFE=1"):
+    for words in ("bwrap", "apt install bubblewrap", "delete or send away your files", "UNSAFE=1"):
         assert words in str(refused.value)
     assert not (tmp_path / "course").exists()
 

@@ -68,7 +68,8 @@ def available() -> str:
     try:
         code, said = sandbox.contain(shown, sandbox.python(shown, "this"))
     except OSError as error:
-        return f"bubblewrap (the command bwrap) can't be started: {error}"
+        advice = "Debian and Ubuntu: sudo apt install bubblewrap"
+        return f"bubblewrap (the command bwrap) can't be started: {error}. {advice}"
     return f"bubblewrap can't open a sandbox here: {said[:300]}" if code else ""
 
 

@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     notebooks.set_tier(nb, options.tier)
     result = root / "build" / "run" / f"{chapter.file}.ipynb"
     print(f"Running {chapter.file}, tier {options.tier}.", flush=True)
+    if options.tier == "gpu" and not _has_cuda():
+        print("There is no CUDA device here: on a processor this tier takes days.", flush=True)
     try:
         seconds = notebooks.execute(nb, chapter.notebook(root).parent, root)
     except (Refusal, KeyboardInterrupt):
@@ -27,6 +29,12 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     notebooks.write(nb, result)
     print(f"All cells ran, in {seconds:.0f} s. The result is {result.relative_to(root)}.")
     return 0
+
+
+def _has_cuda() -> bool:
+    import torch  # takes a second, and only this tier asks
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,18 @@ def test_the_result_is_where_the_command_says_and_the_chapter_is_untouched(cours
     assert course.chapter.read_bytes() == before
 
 
+@pytest.mark.parametrize("tier", ["gpu", "coffee"])
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_a_tier_for_gpus_says_that_there_is_none(course, capsys, monkeypatch, tier, has_cuda):
+    nb = course.write_cells('RUN = "minute"')
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    course.write(nb)
+    monkeypatch.setattr(run, "_has_cuda", lambda: has_cuda)
+    assert run.main(["--chapter", "00", "--tier", tier], course.root) == 0
+    said = "no CUDA device" in capsys.readouterr().out
+    assert said == (tier == "gpu" and not has_cuda)
+
+
 def test_a_failing_chapter_is_saved_as_far_as_it_ran(course, capsys):
     course.write_cells("print(1)", "raise ValueError('why')", "print(2)")
     with pytest.raises(Refusal, match=r"cell 2 \(raise ValueError\('why'\)\) failed: ValueError$"):
