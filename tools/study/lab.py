@@ -82,7 +82,7 @@ def jupyter(root: Path, port: str, first: str = "") -> tuple[list[str], dict[str
     """
     line = [sys.executable, "-m", "jupyterlab", str(root / "study"), "--log-level=WARN"]
     if first:
-        line.append(f"--ServerApp.default_url=/lab/tree/{first}")
+        line.append(f"--LabApp.default_url=/lab/tree/{first}")
     if port:
         line.append(f"--ServerApp.port={port}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:

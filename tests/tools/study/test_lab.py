@@ -166,7 +166,7 @@ def test_root_is_allowed_only_as_root(course, monkeypatch, user, expected):
 
 def test_the_first_start_opens_the_first_chapter_and_later_ones_what_was_open(course):
     line, _ = lab.jupyter(course.root, "", "00_start.ipynb")
-    assert "--ServerApp.default_url=/lab/tree/00_start.ipynb" in line
+    assert "--LabApp.default_url=/lab/tree/00_start.ipynb" in line
     assert not any("default_url" in word for word in lab.jupyter(course.root, "")[0])
 
 
@@ -204,7 +204,9 @@ def test_the_server_starts_prints_its_address_and_lists_the_chapter(course):
     try:
         for line in process.stdout:
             printed.append(line)
-            if match := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?(token=\w+)", line):
+            if match := re.search(
+                r"http://127\.0\.0\.1:(\d+)/lab/tree/00_start\.ipynb\?(token=\w+)", line
+            ):
                 break
         else:
             pytest.fail("".join(printed))
