@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from tools.study import refresh
+from tools.study import refresh, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = """
@@ -47,7 +47,7 @@ def good_chapter() -> nbformat.NotebookNode:
     text = {part: v4.new_markdown_cell(f"## {part}\n\nWords.") for part in PARTS}
     text["Derivation"].source += "\n\n$$\n\\boxed{1 + 1 = 2}\n$$ (eq-sum)"
     cells = [
-        v4.new_markdown_cell("# 0. Start\n\nOne sentence."),
+        v4.new_markdown_cell(f"# 0. Start\n\nOne sentence.\n\n{rules.ELSEWHERE}"),
         v4.new_markdown_cell(GOALS),
         v4.new_markdown_cell(":::{dropdown} 中文提要\n一句话。\n:::"),
         v4.new_markdown_cell("## Setup"),

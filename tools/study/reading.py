@@ -19,8 +19,8 @@ from tools.study.notebooks import DEEPER, has_tag, read, write
 HEADING = re.compile("(#+) ")
 EQUATION = re.compile(r"^\$\$$.*?^\$\$(?: \(eq-[\w-]+\))?$", re.M | re.S)
 EXERCISE = re.compile(r"^:::\{exercise\} .*\((\d+) minutes\b.*\)$", re.M)
-# Not read on the way: solutions, the Chinese summary, the colons and labels of a box.
-ASIDE = re.compile(r"^:::\{(?:solution|dropdown)\}.*?^:::$|^:(?:::|\w+:)[^\n]*$", re.M | re.S)
+# Not read on the way: solutions, the Chinese summary, comments, the colons and labels of a box.
+ASIDE = re.compile(r"^:::\{(?:solution|dropdown)\}.*?^:::$|^(?::::|:\w+:|% )[^\n]*$", re.M | re.S)
 FOLDED = ("hide-cell", "hide-input", "remove-cell")
 TIME = re.compile(r"^\*\*Time:\*\* .*$", re.M)
 

@@ -18,6 +18,11 @@ MAX_IMAGE = 150_000  # bytes
 MAX_NOTEBOOK = 1_500_000
 MAX_LINES = 40
 MAX_CORE = 90  # minutes
+# A comment, for MyST: only viewers that don't know it show it.
+ELSEWHERE = (
+    "% If you can read this line, your viewer (GitHub, VS Code, Colab …) lacks the MyST extension: "
+    "boxes look raw, and solutions stand open. `make lab` has it, and so has the book."
+)
 TAGS = {
     "parameters",
     "nbval-check-output",
@@ -135,6 +140,8 @@ def sections(nb: NotebookNode, chapter: Chapter) -> Iterator[str]:
         if expected != found:
             yield f"{found!r} stands where {expected!r} should"
             break
+    if ELSEWHERE not in lines[: place.get("## Goals", 0)]:
+        yield f"the first cell has no line {ELSEWHERE!r}"
     time = reading.time_line(chapter)
     if time not in lines[place.get("## Goals", 0) : place.get("## Setup")]:
         yield f"the goals have no line {time!r}"

@@ -34,6 +34,7 @@ def notebook(*cells):
         (markdown(":::{solution} ex-sides\n:class: dropdown\n" + WORDS + EQUATION + ":::"), 0),
         (markdown(":::{dropdown} 中文提要\n" + WORDS + "\n:::"), 0),
         (markdown(":::{note}\n" + WORDS + "\n:::"), 1),
+        (markdown("Words.\n\n% " + WORDS), 0),
         (code("a = 1\n\nb = 2\n" * 5), 1),
         (code("a = 1\n" * 10, figures=2), 3),
         (code("a = 1\n" * 10, "hide-input", figures=1), 1),
