@@ -198,6 +198,13 @@ def test_monte_carlo_refuses_other_shapes(samples, expected):
         check.monte_carlo("shapes", samples, expected, shift=1.0)
 
 
+def test_monte_carlo_of_two_draws_divides_their_squares_by_one():
+    samples = torch.tensor([0.999, 1.001], dtype=torch.float64)  # a standard error of 0.001
+    assert check.monte_carlo("two draws", samples, 1.0035) == pytest.approx(3.5)
+    with pytest.raises(check.ClaimFailed, match=r"got 4\.5"):
+        check.monte_carlo("two draws", samples, 1.0045)
+
+
 # band
 
 
