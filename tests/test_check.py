@@ -205,6 +205,12 @@ def test_monte_carlo_of_two_draws_divides_their_squares_by_one():
         check.monte_carlo("two draws", samples, 1.0045)
 
 
+@pytest.mark.parametrize("shift", [0, 0.0])
+def test_monte_carlo_does_not_take_a_shift_of_zero_for_none(shift):
+    with pytest.raises(ValueError, match="expected 0 < shift"):
+        check.monte_carlo("mean", draws(0.01, 0.01), torch.ones(2), shift=shift)
+
+
 # band
 
 
