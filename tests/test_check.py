@@ -239,6 +239,11 @@ def test_an_empty_band_is_refused(low, high):
         check.band("loss", 1.0, low, high)
 
 
+def test_band_prints_its_limits_with_all_their_digits(capsys):
+    check.band("loss", 1.2346, 1.23456, 1.23467)
+    assert capsys.readouterr().out == "loss: within [1.23456, 1.23467]\n"
+
+
 # same_function and same_module
 
 
