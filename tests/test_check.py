@@ -393,6 +393,14 @@ def test_same_function_demands_a_gradient(form, inputs, words):
         check.same_function(lambda *inputs: sum(map(torch.square, inputs)), form, *inputs)
 
 
+def test_same_function_sees_gradients_exchanged_between_outputs():
+    def form(*factors):
+        return lambda x: tuple(x.detach() + f * (x - x.detach()) for f in factors)
+
+    with pytest.raises(check.ClaimFailed, match="gradient of input 0 to differ"):
+        check.same_function(form(1, 2), form(2, 1), normal(3))
+
+
 class Linear(nn.Module):
     def __init__(self, *, zero=False, bias=True, width=3):
         super().__init__()
