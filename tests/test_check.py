@@ -401,6 +401,13 @@ def test_same_function_sees_gradients_exchanged_between_outputs():
         check.same_function(form(1, 2), form(2, 1), normal(3))
 
 
+def test_same_function_takes_the_size_of_the_library_form():
+    forms = (lambda x: x, lambda x: 10 * x)
+    check.same_function(*forms, torch.ones(1), tol=0.95)
+    with pytest.raises(check.ClaimFailed, match="output 0"):
+        check.same_function(*reversed(forms), torch.ones(1), tol=0.95)
+
+
 class Linear(nn.Module):
     def __init__(self, *, zero=False, bias=True, width=3):
         super().__init__()
