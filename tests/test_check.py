@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -406,6 +407,11 @@ def test_same_function_takes_the_size_of_the_library_form():
     check.same_function(*forms, torch.ones(1), tol=0.95)
     with pytest.raises(check.ClaimFailed, match="output 0"):
         check.same_function(*reversed(forms), torch.ones(1), tol=0.95)
+
+
+def test_same_function_of_what_has_no_name(capsys):
+    check.same_function(functools.partial(torch.pow, exponent=2), torch.square, normal(3))
+    assert capsys.readouterr().out.startswith("the teaching form and square: ")
 
 
 class Linear(nn.Module):
