@@ -1,4 +1,5 @@
 import functools
+import inspect
 import math
 
 import pytest
@@ -599,3 +600,8 @@ def test_show_of_a_class_drops_the_docstrings_of_its_methods(capsys):
     printed = capsys.readouterr().out
     assert "Two outputs" not in printed
     assert "z = y.square()" in printed
+
+
+def test_show_keeps_a_docstring_that_is_all_there_is(capsys):
+    check.show(check.ClaimFailed)
+    assert capsys.readouterr().out == inspect.getsource(check.ClaimFailed)
