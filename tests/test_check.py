@@ -605,3 +605,8 @@ def test_show_of_a_class_drops_the_docstrings_of_its_methods(capsys):
 def test_show_keeps_a_docstring_that_is_all_there_is(capsys):
     check.show(check.ClaimFailed)
     assert capsys.readouterr().out == inspect.getsource(check.ClaimFailed)
+
+
+def test_show_of_a_method_begins_at_the_margin(capsys):
+    check.show(Linear.forward)
+    assert capsys.readouterr().out.startswith("def forward(self, x):\n    y = x @ self.weight.T\n")
