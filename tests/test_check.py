@@ -610,3 +610,8 @@ def test_show_keeps_a_docstring_that_is_all_there_is(capsys):
 def test_show_of_a_method_begins_at_the_margin(capsys):
     check.show(Linear.forward)
     assert capsys.readouterr().out.startswith("def forward(self, x):\n    y = x @ self.weight.T\n")
+
+
+def test_show_keeps_blank_lines(capsys):
+    check.show(Linear)
+    assert capsys.readouterr().out == inspect.getsource(Linear)
