@@ -415,6 +415,13 @@ def test_same_function_of_what_has_no_name(capsys):
     assert capsys.readouterr().out.startswith("the teaching form and square: ")
 
 
+def test_same_function_leaves_inputs_of_float64_alone():
+    x = normal(3)
+    check.same_function(torch.square, lambda x: x * x, x)
+    assert not x.requires_grad
+    assert x.grad is None
+
+
 class Linear(nn.Module):
     def __init__(self, *, zero=False, bias=True, width=3):
         super().__init__()
