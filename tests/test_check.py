@@ -569,6 +569,15 @@ def test_same_module_compares_in_float64():
     assert check.same_module(Linear(), nn.Linear(3, 2), torch.randn(64, 3)) < 1e-12
 
 
+def test_same_module_compares_the_gradient_of_its_input():
+    class Pulled(Linear):
+        def forward(self, x):
+            return super().forward(x) + 1e-3 * (x - x.detach()).sum()
+
+    with pytest.raises(check.ClaimFailed, match="expected gradient of input 0 to differ"):
+        check.same_module(Linear(), Pulled(), normal(4, 3))
+
+
 # What a notebook shows
 
 
