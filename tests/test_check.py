@@ -578,6 +578,16 @@ def test_same_module_compares_the_gradient_of_its_input():
         check.same_module(Linear(), Pulled(), normal(4, 3))
 
 
+def test_same_module_names_the_teaching_form_first(capsys):
+    class Mine(Linear):
+        pass
+
+    check.same_module(Mine(), Linear(), normal(4, 3))
+    assert capsys.readouterr().out.startswith("Mine and Linear: ")
+    with pytest.raises(check.ClaimFailed, match="^Mine and Doubled"):
+        check.same_module(Mine(), Doubled(), normal(4, 3))
+
+
 # What a notebook shows
 
 
