@@ -641,3 +641,13 @@ def test_show_of_a_method_begins_at_the_margin(capsys):
 def test_show_keeps_blank_lines(capsys):
     check.show(Linear)
     assert capsys.readouterr().out == inspect.getsource(Linear)
+
+
+async def waiting(x):
+    """Words that must not show."""
+    return x
+
+
+def test_show_of_a_coroutine_drops_its_docstring(capsys):
+    check.show(waiting)
+    assert capsys.readouterr().out == "async def waiting(x):\n    return x\n"
