@@ -651,3 +651,23 @@ async def waiting(x):
 def test_show_of_a_coroutine_drops_its_docstring(capsys):
     check.show(waiting)
     assert capsys.readouterr().out == "async def waiting(x):\n    return x\n"
+
+
+class Documented:
+    """Words that must not show."""
+
+    def method(self):
+        """Words that must not show."""
+
+        def inner():
+            """Words that must not show."""
+            return 1
+
+        return inner
+
+
+def test_show_drops_docstrings_at_every_depth(capsys):
+    check.show(Documented)
+    printed = capsys.readouterr().out
+    assert "Words" not in printed
+    assert "            return 1\n\n        return inner\n" in printed
