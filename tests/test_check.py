@@ -588,6 +588,21 @@ def test_same_module_names_the_teaching_form_first(capsys):
         check.same_module(Mine(), Doubled(), normal(4, 3))
 
 
+def test_same_module_weighs_outputs_by_its_seed():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.part = factor, nn.Parameter(torch.zeros(3))
+
+        def forward(self):
+            return self.factor * (self.part - self.part.detach())
+
+    errors = [
+        check.same_module(Scaled(1.0), Scaled(0.1), tol=10, seed=seed) for seed in (0, 0, 1)
+    ]
+    assert errors[0] == errors[1] != errors[2]
+
+
 # What a notebook shows
 
 
