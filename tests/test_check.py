@@ -422,6 +422,19 @@ def test_same_function_leaves_inputs_of_float64_alone():
     assert x.grad is None
 
 
+def test_complex_numbers_keep_all_their_digits():
+    with pytest.raises(check.ClaimFailed):
+        check.identity("complex", torch.tensor(1 + 1e-9j, dtype=torch.complex128), 1.0)
+    seen = []
+
+    def form(z):
+        seen.append(z.dtype)
+        return z * z
+
+    check.same_function(form, torch.square, torch.tensor([1 + 1j]))
+    assert seen == [torch.complex128]
+
+
 class Linear(nn.Module):
     def __init__(self, *, zero=False, bias=True, width=3):
         super().__init__()
