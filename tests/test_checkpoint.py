@@ -4,10 +4,12 @@ import math
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +77,16 @@ def test_a_foreign_leaf_is_named_by_its_place(tmp_path, tree, message):
     with pytest.raises(TypeError, match=message):
         checkpoint.save(tmp_path / "a", tree)
     assert list(tmp_path.iterdir()) == []
+
+
+class Word(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("leaf", [Word("a"), np.float64(0.5), signal.SIGINT])
+def test_a_leaf_that_would_come_back_as_another_type_is_refused(tmp_path, leaf):
+    with pytest.raises(TypeError, match=f"tree.a: .* got {type(leaf).__name__}"):
+        checkpoint.save(tmp_path / "a", {"a": leaf})
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])
