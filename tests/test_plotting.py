@@ -204,3 +204,10 @@ def test_words_stand_where_they_are_put(picture):
     plotting.label(picture, "begins", (1, 2), align="left", size=7, color="0.35")
     (text,) = picture.texts
     assert (text.get_position(), text.get_ha(), text.get_fontsize()) == ((1, 2), "left", 7)
+
+
+def test_no_decimals_are_not_no_digits(picture):
+    plotting.tensor(picture, torch.tensor([[1.0, 2.0]]), (1, 1), digits=0)
+    assert list(words(picture)) == ["1", "2"]
+    plotting.tensor(picture, torch.tensor([[3.0, 4.0]]), (1, 2))
+    assert list(words(picture)) == ["1", "2"]
