@@ -211,3 +211,11 @@ def test_no_decimals_are_not_no_digits(picture):
     assert list(words(picture)) == ["1", "2"]
     plotting.tensor(picture, torch.tensor([[3.0, 4.0]]), (1, 2))
     assert list(words(picture)) == ["1", "2"]
+
+
+def test_what_a_brace_sums_up_stands_clear_of_it(picture):
+    plotting.brace(picture, (1, 1), (3, 1), "below")
+    plotting.brace(picture, (5, 2), (5, 1), "left")
+    plotting.brace(picture, (4, 1), (4, 2), "right")
+    align = {text.get_text(): text.get_ha() for text in picture.texts}
+    assert align == {"below": "center", "left": "right", "right": "left"}
