@@ -219,3 +219,11 @@ def test_what_a_brace_sums_up_stands_clear_of_it(picture):
     plotting.brace(picture, (4, 1), (4, 2), "right")
     align = {text.get_text(): text.get_ha() for text in picture.texts}
     assert align == {"below": "center", "left": "right", "right": "left"}
+
+
+def test_a_short_brace_does_not_cross_itself(picture):
+    plotting.brace(picture, (1, 1), (1.1, 1), "short")
+    x, y = picture.patches[0].get_path().vertices.T
+    assert (np.diff(x) >= -1e-12).all()
+    assert (x.min(), x.max()) == pytest.approx((1, 1.1))
+    assert y.min() == pytest.approx(0.95)
