@@ -227,3 +227,9 @@ def test_a_short_brace_does_not_cross_itself(picture):
     assert (np.diff(x) >= -1e-12).all()
     assert (x.min(), x.max()) == pytest.approx((1, 1.1))
     assert y.min() == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(("end", "align"), [((3, 1), "center"), ((1, 3), "left"), ((1, 0), "left")])
+def test_words_beside_an_upright_arrow_begin_there(picture, end, align):
+    plotting.arrow(picture, (1, 1), end, text="x")
+    assert picture.texts[0].get_ha() == align
