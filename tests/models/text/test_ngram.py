@@ -180,3 +180,8 @@ FITTED = NGram(2).fit("ab")
 def test_bad_input_is_named(hook_off, call, name):
     with pytest.raises(ValueError, match=name):
         call()
+
+
+def test_an_empty_alphabet_is_not_none(hook_off):
+    with pytest.raises(ValueError, match=r"alphabet \(0 of them\), got \['a'\]"):
+        NGram(1).fit("a", alphabet="")
