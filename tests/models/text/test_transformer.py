@@ -100,6 +100,13 @@ def test_the_activation_is_the_one_asked_for_on_both_sides(activation):
     assert found == {activation}
 
 
+@pytest.mark.parametrize(("hidden", "width"), [(None, 4 * C), (7, 7)])
+def test_the_hidden_width_is_the_one_asked_for_on_both_sides(hidden, width):
+    model = noisy(hidden=hidden)
+    for block in (*model.encoder, *model.decoder):
+        assert block.mlp.up.weight.shape == (width, C)
+
+
 @each_kind
 def test_more_padding_and_what_the_memory_holds_there_change_nothing(kind):
     model, (source, target) = noisy(kind), some_tokens()
