@@ -233,3 +233,13 @@ def test_a_short_brace_does_not_cross_itself(picture):
 def test_words_beside_an_upright_arrow_begin_there(picture, end, align):
     plotting.arrow(picture, (1, 1), end, text="x")
     assert picture.texts[0].get_ha() == align
+
+
+def test_the_head_of_an_arrow_is_at_its_end(picture):
+    plotting.arrow(picture, (1, 1), (3, 1))
+    (arrow,) = picture.patches
+    path = arrow.get_path()
+    corners = path.vertices[path.codes != mpl.path.Path.CLOSEPOLY]
+    beside = corners[np.abs(corners[:, 1] - 1) > 0.01]  # of the line
+    assert len(beside) >= 2
+    assert beside[:, 0].min() > 2.8
