@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -163,6 +164,19 @@ def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert checkpoint.load(path) == {"x": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder is flushed on POSIX alone")
+def test_both_the_file_and_its_name_in_the_folder_reach_the_disk(tmp_path, monkeypatch):
+    flushed, whole = [], os.fsync
+
+    def noted(handle):
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "a").exists()))
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    checkpoint.save(tmp_path / "a", {"x": 1})
+    assert flushed == [(False, False), (True, True)]  # before it has its name, and after
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
