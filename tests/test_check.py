@@ -597,7 +597,7 @@ def test_same_module_names_the_teaching_form_first(capsys):
 
     check.same_module(Mine(), Linear(), normal(4, 3))
     assert capsys.readouterr().out.startswith("Mine and Linear: ")
-    with pytest.raises(check.ClaimFailed, match="^Mine and Doubled"):
+    with pytest.raises(check.ClaimFailed, match=r"^Mine and Doubled"):
         check.same_module(Mine(), Doubled(), normal(4, 3))
 
 
@@ -610,9 +610,7 @@ def test_same_module_weighs_outputs_by_its_seed():
         def forward(self):
             return self.factor * (self.part - self.part.detach())
 
-    errors = [
-        check.same_module(Scaled(1.0), Scaled(0.1), tol=10, seed=seed) for seed in (0, 0, 1)
-    ]
+    errors = [check.same_module(Scaled(1.0), Scaled(0.1), tol=10, seed=seed) for seed in (0, 0, 1)]
     assert errors[0] == errors[1] != errors[2]
 
 
