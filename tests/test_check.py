@@ -1,3 +1,5 @@
+import functools
+import inspect
 import math
 
 import pytest
@@ -198,6 +200,19 @@ def test_monte_carlo_refuses_other_shapes(samples, expected):
         check.monte_carlo("shapes", samples, expected, shift=1.0)
 
 
+def test_monte_carlo_of_two_draws_divides_their_squares_by_one():
+    samples = torch.tensor([0.999, 1.001], dtype=torch.float64)  # a standard error of 0.001
+    assert check.monte_carlo("two draws", samples, 1.0035) == pytest.approx(3.5)
+    with pytest.raises(check.ClaimFailed, match=r"got 4\.5"):
+        check.monte_carlo("two draws", samples, 1.0045)
+
+
+@pytest.mark.parametrize("shift", [0, 0.0])
+def test_monte_carlo_does_not_take_a_shift_of_zero_for_none(shift):
+    with pytest.raises(ValueError, match="expected 0 < shift"):
+        check.monte_carlo("mean", draws(0.01, 0.01), torch.ones(2), shift=shift)
+
+
 # band
 
 
@@ -224,6 +239,11 @@ def test_a_band_holds_no_wrong_alternative(make, capsys):
 def test_an_empty_band_is_refused(low, high):
     with pytest.raises(ValueError, match=r"^loss: expected low < high"):
         check.band("loss", 1.0, low, high)
+
+
+def test_band_prints_its_limits_with_all_their_digits(capsys):
+    check.band("loss", 1.2346, 1.23456, 1.23467)
+    assert capsys.readouterr().out == "loss: within [1.23456, 1.23467]\n"
 
 
 # same_function and same_module
@@ -375,6 +395,46 @@ def test_same_function_demands_a_gradient(form, inputs, words):
         check.same_function(lambda *inputs: sum(map(torch.square, inputs)), form, *inputs)
 
 
+def test_same_function_sees_gradients_exchanged_between_outputs():
+    def form(*factors):
+        return lambda x: tuple(x.detach() + f * (x - x.detach()) for f in factors)
+
+    with pytest.raises(check.ClaimFailed, match="gradient of input 0 to differ"):
+        check.same_function(form(1, 2), form(2, 1), normal(3))
+
+
+def test_same_function_takes_the_size_of_the_library_form():
+    forms = (lambda x: x, lambda x: 10 * x)
+    check.same_function(*forms, torch.ones(1), tol=0.95)
+    with pytest.raises(check.ClaimFailed, match="output 0"):
+        check.same_function(*reversed(forms), torch.ones(1), tol=0.95)
+
+
+def test_same_function_of_what_has_no_name(capsys):
+    check.same_function(functools.partial(torch.pow, exponent=2), torch.square, normal(3))
+    assert capsys.readouterr().out.startswith("the teaching form and square: ")
+
+
+def test_same_function_leaves_inputs_of_float64_alone():
+    x = normal(3)
+    check.same_function(torch.square, lambda x: x * x, x)
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+def test_complex_numbers_keep_all_their_digits():
+    with pytest.raises(check.ClaimFailed):
+        check.identity("complex", torch.tensor(1 + 1e-9j, dtype=torch.complex128), 1.0)
+    seen = []
+
+    def form(z):
+        seen.append(z.dtype)
+        return z * z
+
+    check.same_function(form, torch.square, torch.tensor([1 + 1j]))
+    assert seen == [torch.complex128]
+
+
 class Linear(nn.Module):
     def __init__(self, *, zero=False, bias=True, width=3):
         super().__init__()
@@ -522,6 +582,38 @@ def test_same_module_compares_in_float64():
     assert check.same_module(Linear(), nn.Linear(3, 2), torch.randn(64, 3)) < 1e-12
 
 
+def test_same_module_compares_the_gradient_of_its_input():
+    class Pulled(Linear):
+        def forward(self, x):
+            return super().forward(x) + 1e-3 * (x - x.detach()).sum()
+
+    with pytest.raises(check.ClaimFailed, match="expected gradient of input 0 to differ"):
+        check.same_module(Linear(), Pulled(), normal(4, 3))
+
+
+def test_same_module_names_the_teaching_form_first(capsys):
+    class Mine(Linear):
+        pass
+
+    check.same_module(Mine(), Linear(), normal(4, 3))
+    assert capsys.readouterr().out.startswith("Mine and Linear: ")
+    with pytest.raises(check.ClaimFailed, match=r"^Mine and Doubled"):
+        check.same_module(Mine(), Doubled(), normal(4, 3))
+
+
+def test_same_module_weighs_outputs_by_its_seed():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.part = factor, nn.Parameter(torch.zeros(3))
+
+        def forward(self):
+            return self.factor * (self.part - self.part.detach())
+
+    errors = [check.same_module(Scaled(1.0), Scaled(0.1), tol=10, seed=seed) for seed in (0, 0, 1)]
+    assert errors[0] == errors[1] != errors[2]
+
+
 # What a notebook shows
 
 
@@ -560,3 +652,48 @@ def test_show_of_a_class_drops_the_docstrings_of_its_methods(capsys):
     printed = capsys.readouterr().out
     assert "Two outputs" not in printed
     assert "z = y.square()" in printed
+
+
+def test_show_keeps_a_docstring_that_is_all_there_is(capsys):
+    check.show(check.ClaimFailed)
+    assert capsys.readouterr().out == inspect.getsource(check.ClaimFailed)
+
+
+def test_show_of_a_method_begins_at_the_margin(capsys):
+    check.show(Linear.forward)
+    assert capsys.readouterr().out.startswith("def forward(self, x):\n    y = x @ self.weight.T\n")
+
+
+def test_show_keeps_blank_lines(capsys):
+    check.show(Linear)
+    assert capsys.readouterr().out == inspect.getsource(Linear)
+
+
+async def waiting(x):
+    """Words that must not show."""
+    return x
+
+
+def test_show_of_a_coroutine_drops_its_docstring(capsys):
+    check.show(waiting)
+    assert capsys.readouterr().out == "async def waiting(x):\n    return x\n"
+
+
+class Documented:
+    """Words that must not show."""
+
+    def method(self):
+        """Words that must not show."""
+
+        def inner():
+            """Words that must not show."""
+            return 1
+
+        return inner
+
+
+def test_show_drops_docstrings_at_every_depth(capsys):
+    check.show(Documented)
+    printed = capsys.readouterr().out
+    assert "Words" not in printed
+    assert "            return 1\n\n        return inner\n" in printed

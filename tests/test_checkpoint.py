@@ -4,10 +4,13 @@ import math
 import os
 import pickle
 import re
+import signal
+import stat
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +78,16 @@ def test_a_foreign_leaf_is_named_by_its_place(tmp_path, tree, message):
     with pytest.raises(TypeError, match=message):
         checkpoint.save(tmp_path / "a", tree)
     assert list(tmp_path.iterdir()) == []
+
+
+class Word(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("leaf", [Word("a"), np.float64(0.5), signal.SIGINT])
+def test_a_leaf_that_would_come_back_as_another_type_is_refused(tmp_path, leaf):
+    with pytest.raises(TypeError, match=f"tree.a: .* got {type(leaf).__name__}"):
+        checkpoint.save(tmp_path / "a", {"a": leaf})
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])
@@ -151,6 +164,19 @@ def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert checkpoint.load(path) == {"x": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder is flushed on POSIX alone")
+def test_both_the_file_and_its_name_in_the_folder_reach_the_disk(tmp_path, monkeypatch):
+    flushed, whole = [], os.fsync
+
+    def noted(handle):
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "a").exists()))
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    checkpoint.save(tmp_path / "a", {"x": 1})
+    assert flushed == [(False, False), (True, True)]  # before it has its name, and after
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -28,6 +28,19 @@ def test_every_seed_that_numpy_takes_is_taken(seed):
     assert device.seed_everything(seed).initial_seed() == seed
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_a_loss_has_its_inputs_precision_or_float32(dtype, wanted):
+    assert device.loss_dtype(torch.zeros(2, dtype=dtype)) == wanted
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Pretend that so many CUDA devices, and Apple's GPU or not, are there."""

@@ -84,3 +84,9 @@ def test_a_model_of_other_parameters_is_refused():
     average = EMA(nn.Linear(3, 2), 0.9)
     with pytest.raises(ValueError, match="parameters"):
         average.update(nn.Linear(3, 2, bias=False))
+
+
+def test_a_model_of_more_parameters_is_refused_too():
+    average = EMA(nn.Linear(3, 2, bias=False), 0.9)
+    with pytest.raises(ValueError, match="expected a model of 1 parameters, got 2"):
+        average.update(nn.Linear(3, 2))

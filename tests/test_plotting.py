@@ -204,3 +204,42 @@ def test_words_stand_where_they_are_put(picture):
     plotting.label(picture, "begins", (1, 2), align="left", size=7, color="0.35")
     (text,) = picture.texts
     assert (text.get_position(), text.get_ha(), text.get_fontsize()) == ((1, 2), "left", 7)
+
+
+def test_no_decimals_are_not_no_digits(picture):
+    plotting.tensor(picture, torch.tensor([[1.0, 2.0]]), (1, 1), digits=0)
+    assert list(words(picture)) == ["1", "2"]
+    plotting.tensor(picture, torch.tensor([[3.0, 4.0]]), (1, 2))
+    assert list(words(picture)) == ["1", "2"]
+
+
+def test_what_a_brace_sums_up_stands_clear_of_it(picture):
+    plotting.brace(picture, (1, 1), (3, 1), "below")
+    plotting.brace(picture, (5, 2), (5, 1), "left")
+    plotting.brace(picture, (4, 1), (4, 2), "right")
+    align = {text.get_text(): text.get_ha() for text in picture.texts}
+    assert align == {"below": "center", "left": "right", "right": "left"}
+
+
+def test_a_short_brace_does_not_cross_itself(picture):
+    plotting.brace(picture, (1, 1), (1.1, 1), "short")
+    x, y = picture.patches[0].get_path().vertices.T
+    assert (np.diff(x) >= -1e-12).all()
+    assert (x.min(), x.max()) == pytest.approx((1, 1.1))
+    assert y.min() == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(("end", "align"), [((3, 1), "center"), ((1, 3), "left"), ((1, 0), "left")])
+def test_words_beside_an_upright_arrow_begin_there(picture, end, align):
+    plotting.arrow(picture, (1, 1), end, text="x")
+    assert picture.texts[0].get_ha() == align
+
+
+def test_the_head_of_an_arrow_is_at_its_end(picture):
+    plotting.arrow(picture, (1, 1), (3, 1))
+    (arrow,) = picture.patches
+    path = arrow.get_path()
+    corners = path.vertices[path.codes != mpl.path.Path.CLOSEPOLY]
+    beside = corners[np.abs(corners[:, 1] - 1) > 0.01]  # of the line
+    assert len(beside) >= 2
+    assert beside[:, 0].min() > 2.8

@@ -113,6 +113,13 @@ def test_schedule_scales_each_group_by_its_own_rate():
     assert b.item() == pytest.approx(1 - 0.15)
 
 
+def test_the_rate_told_is_that_of_the_first_group():
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
+    steps = train.run(lambda _: (a + b).sum(), nn.ParameterList([a, b]), optimizer, steps=1)
+    assert [step.lr for step in steps] == [1.0]
+
+
 def test_a_rate_that_the_caller_sets_counts_in_the_next_run():
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

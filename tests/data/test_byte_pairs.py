@@ -151,6 +151,12 @@ def test_the_cache_belongs_to_one_text_and_size(tmp_path, monkeypatch):
     assert path.read_text() == '{"my": "notes"}'
 
 
+def test_the_cache_tells_texts_of_one_length_apart(tmp_path):
+    path, other = tmp_path / "cache.json", CODE.swapcase()
+    byte_pairs.cached(path, CODE, 300)
+    assert byte_pairs.cached(path, other, 300).merges == byte_pairs.train(other, 300).merges
+
+
 def publish(folder, tokenizer=TRAINED, end=True):
     """Write a tokenizer in the published layout."""
     letters = pre_tokens.byte_letters()

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from tolerance import assert_as_exact_as_torch, assert_same, gradients
 
+from aigc_lib.ops import norm
 from aigc_lib.ops.norm import layer_norm, rms_norm
 
 C = 6
@@ -358,3 +359,12 @@ def test_bad_settings_are_refused_by_name(op, name, value):
 def test_a_kernel_that_cannot_run_is_refused(op):
     with pytest.raises(ValueError, match=f'"triton" can\'t run {op.__name__} here'):
         op(ROWS, impl="triton")
+
+
+def test_a_wide_row_is_refused_for_its_gradient_alone():
+    x = torch.zeros(1, norm._WIDEST_BACKWARD + 1, requires_grad=True)
+    assert "with gradients" in norm._refusal(x)
+    assert norm._refusal(x.detach()) is None
+    with torch.no_grad():
+        assert norm._refusal(x) is None
+    assert "without gradients" in norm._refusal(torch.zeros(1, norm._WIDEST + 1))

@@ -293,6 +293,15 @@ def test_one_seed_draws_the_same_tokens_from_every_implementation(generator):
     assert torch.equal(sample_token(logits), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_generator_draws_in_the_widest_dtype_that_numbers_may_have(dtype, generator):
+    logits, state = torch.zeros(50, 2**17, dtype=dtype), generator.get_state()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    uniform = torch.rand(50, generator=generator, dtype=wide)
+    drawn = sample_token(logits, generator=generator.set_state(state))
+    assert torch.equal(drawn, sample_token(logits, uniform=uniform))
+
+
 @BOTH
 @EACH
 def test_strides_and_gradients_do_not_matter(settings, impl):

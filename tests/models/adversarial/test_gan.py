@@ -177,6 +177,14 @@ def test_each_label_says_something_else(kind):
         assert not torch.allclose(outputs[k], outputs[k - 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", DCGAN)
+def test_a_single_class_has_its_vector_too(kind):
+    model = noisy(kind, DCGANConfig(**SMALL | {"num_classes": 1}))
+    assert model.label.weight.shape[0] == 1
+    model(inputs(kind), torch.zeros(6, dtype=torch.long)).sum().backward()
+    assert model.label.weight.grad is not None
+
+
 @pytest.mark.parametrize("size", [16, 28])
 def test_a_generators_images_are_what_a_discriminator_takes(size):
     config = DCGANConfig(size=size)

@@ -153,6 +153,13 @@ def test_a_label_reaches_both_nets(architecture):
 
 
 @each
+def test_a_single_class_has_its_vector_in_both_nets(architecture):
+    model = noisy(architecture, num_classes=1)
+    assert len(model.encoder.label.weight) == len(model.decoder.label.weight) == 1
+    assert model(images(), normal(5, 4), torch.zeros(5, dtype=torch.long))[0].shape == (5, 2, 8, 12)
+
+
+@each
 def test_forward_is_encode_move_decode(architecture):
     model, x, label, noise = noisy(architecture, num_classes=3), images(), labels(), normal(5, 4)
     logits, mu, log_var = model(x, noise, label)

@@ -269,6 +269,15 @@ def test_it_learns_eight_sequences_by_heart(kind):
     assert torch.equal(written, tokens)
 
 
+@each_kind
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+def test_eps_reaches_every_norm_zero_too(kind, eps):
+    model = noisy(kind, eps=eps)
+    norms = [m for name, m in model.named_modules() if name.endswith("norm")]
+    assert len(norms) == 5
+    assert all(norm.eps == eps for norm in norms)
+
+
 def test_a_hidden_width_is_four_times_the_width_or_two_thirds_of_that():
     make = lambda **s: GPTConfig(vocab_size=2, **s).hidden_width  # noqa: E731
     assert make(width=96) == 384

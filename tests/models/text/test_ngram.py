@@ -180,3 +180,15 @@ FITTED = NGram(2).fit("ab")
 def test_bad_input_is_named(hook_off, call, name):
     with pytest.raises(ValueError, match=name):
         call()
+
+
+def test_an_empty_alphabet_is_not_none(hook_off):
+    with pytest.raises(ValueError, match=r"alphabet \(0 of them\), got \['a'\]"):
+        NGram(1).fit("a", alphabet="")
+
+
+def test_numbers_of_ngrams_stay_below_two_to_the_sixty_third():
+    letters = "".join(map(chr, range(256, 256 + 127)))
+    with pytest.raises(ValueError, match=r"\*\* order < 2 \*\* 63, got 128 \*\* 9"):
+        NGram(9).fit("Ā", alphabet=letters)
+    assert NGram(9).fit("Ā", alphabet=letters[:-1]).probabilities("").sum() == pytest.approx(1)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aigc_lib.layers.mlp import ACTIVATIONS
 from aigc_lib.layers.positions import sinusoidal
 from aigc_lib.models.text.transformer import Transformer, TransformerConfig
 
@@ -90,6 +91,20 @@ def test_it_agrees_with_the_stacks_of_torch():
     assert torch.allclose(ours[~padding], memory[~padding], atol=1e-11)
     want = decoder(written, memory, tgt_mask=future, memory_key_padding_mask=padding)
     assert torch.allclose(model.features(source, target), want, atol=1e-11)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation_is_the_one_asked_for_on_both_sides(activation):
+    model = noisy(activation=activation)
+    found = {block.mlp.activation for side in (model.encoder, model.decoder) for block in side}
+    assert found == {activation}
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(None, 4 * C), (7, 7)])
+def test_the_hidden_width_is_the_one_asked_for_on_both_sides(hidden, width):
+    model = noisy(hidden=hidden)
+    for block in (*model.encoder, *model.decoder):
+        assert block.mlp.up.weight.shape == (width, C)
 
 
 @each_kind
