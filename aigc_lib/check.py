@@ -86,7 +86,8 @@ def band(
     """
     _require(low < high, claim, f"expected low < high, got [{low:g}, {high:g}]", ValueError)
     value = float(value)
-    _require(low <= value <= high, claim, f"expected within [{low:g}, {high:g}], got {value:.6g}")
+    within = low <= value <= high and math.isfinite(value)
+    _require(within, claim, f"expected within [{low:g}, {high:g}], got {value:.6g}")
     for name, other in (wrong or {}).items():
         apart = f"expected {name} outside [{low:g}, {high:g}], got {other:.6g}"
         _require(not low <= float(other) <= high, claim, apart)

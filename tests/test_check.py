@@ -235,6 +235,12 @@ def test_a_band_holds_no_wrong_alternative(make, capsys):
             check.band("loss", 1.5, 1, 2, wrong={"half": 0.5, "untrained": make(value)})
 
 
+def test_what_is_not_finite_lies_in_no_band():
+    for value, low, high in ((math.inf, 0, math.inf), (-math.inf, -math.inf, 0)):
+        with pytest.raises(check.ClaimFailed, match=r"^loss: expected within"):
+            check.band("loss", value, low, high)
+
+
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (math.nan, 1.0)])
 def test_an_empty_band_is_refused(low, high):
     with pytest.raises(ValueError, match=r"^loss: expected low < high"):

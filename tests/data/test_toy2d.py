@@ -141,3 +141,11 @@ def test_grid_covers_the_square_from_bottom_to_top():
 def test_bad_input_is_named(hook_off, make, name):
     with pytest.raises(ValueError, match=f"expected .*{name}"):
         make()
+
+
+def test_no_point_of_the_board_is_rounded_out_of_its_cell(monkeypatch):
+    largest = torch.full((1,), 1 - 2.0**-53, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: largest.expand(shape))
+    board = toy2d.checkerboard()
+    points = board.sample(64, torch.Generator().manual_seed(0))
+    assert torch.allclose(board.log_prob(points), torch.tensor(-math.log(8)))
