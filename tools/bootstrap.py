@@ -99,9 +99,10 @@ def ensure(root: Path, install: Callable) -> None:
     for name in ("pyproject.toml", "constraints.txt"):
         files.update((root / name).read_bytes())
     there, own = venv_python(root).exists(), root / ".venv" / ".course"
-    python = "{}.{}".format(*sys.version_info[:2])
+    current = "{}.{}".format(*sys.version_info[:2])
+    python = current
     if there and not os.environ.get("NEW_PYTHON"):
-        python = found.get("python", python)
+        python = found.get("python", current)
     wanted = {
         "python": python,
         # An index asked for once stays in use: only another one, asked for now, replaces it.
@@ -114,9 +115,13 @@ def ensure(root: Path, install: Callable) -> None:
         raise SetUpError(f"{root / '.venv'} was not made by the course: move it away or delete it.")
     same_base = all(found.get(key) == wanted[key] for key in ("python", "torch_index"))
     with lock(root):
+        fresh = not (there and same_base)
+        if there and found:
+            own.touch()  # made before there was this mark: an update that fails must not lose it
         with contextlib.suppress(FileNotFoundError):
             stamp.unlink()
-        install(root, wanted["torch_index"], not (there and same_base))
+        install(root, wanted["torch_index"], fresh)
+        wanted["python"] = current if fresh else python
         stamp.write_text(json.dumps(wanted))
 
 

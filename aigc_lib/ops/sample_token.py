@@ -36,8 +36,8 @@ def sample_token(
     their mass, up to ε of z's dtype; ties with the last one kept, too, so that a permuted
     vocabulary has the same distribution. −∞ forbids a token. A row without a finite logit, or with
     NaN or +∞, gives some token. Temperature τ = 0 takes the first largest logit, without chance. u
-    in [0, 1) is drawn by `generator`, or it is `uniform`, float32, with float64 logits float64 (or
-    either as `uniform`); 1 counts as the number below. Only rounding tells implementations apart.
+    in [0, 1) is drawn by `generator`, or is `uniform`, in float32, for float64 logits in float64
+    (`uniform` in either); 1 is the number below. `impl` differs by rounding alone. No gradient.
 
     Source: Holtzman et al. 2020, section 3.1 (top-p), 3.2 (top-k) and 3.3 (temperature); top-k goes
         back to Fan, Lewis and Dauphin 2018, section 5.

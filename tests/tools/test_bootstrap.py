@@ -29,7 +29,8 @@ def ensure(root):
         def install(root, torch_index, fresh):
             done.append("fresh" if fresh else "update")
             (root / ".venv").mkdir(exist_ok=True)
-            (root / ".venv" / ".course").touch()
+            if fresh:
+                (root / ".venv" / ".course").touch()
             if fail:
                 raise bootstrap.SetUpError("fails")
             python = bootstrap.venv_python(root)
@@ -138,7 +139,17 @@ def test_an_environment_from_before_the_marker_is_known_by_its_stamp(root, ensur
     ensure()
     (root / ".venv" / ".course").unlink()
     (root / "constraints.txt").write_text("two")
-    assert ensure() == "update"
+    with pytest.raises(bootstrap.SetUpError, match="fails"):
+        ensure(fail=True)
+    assert ensure() == "fresh"
+
+
+def test_a_new_build_is_stamped_with_the_python_that_made_it(root, ensure, monkeypatch):
+    ensure()
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    monkeypatch.setenv("TORCH_INDEX", "elsewhere")
+    assert ensure() == "fresh"
+    assert '"3.99"' in (root / ".venv" / ".ready").read_text()
 
 
 def test_a_torch_index_is_kept_until_another_is_named(ensure, monkeypatch):
