@@ -46,8 +46,8 @@ grade-selftest: ## the grader graded: right, wrong and hostile submissions [JOBS
 kernels: ## Triton kernels without a GPU: interpreted against references, compiled for two GPUs
 	$(COURSE) tools.study.suite --only kernels
 
-bench: ## race the ops against their peers, about 3 minutes on a CPU [ONLY="norm attention"]
-	$(COURSE) bench $(if $(ONLY),--only $(ONLY))
+bench: ## race the ops against their peers, 3 minutes on a CPU [ONLY="norm attention"] [KEEP=1]
+	$(COURSE) bench $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 lint: ## ruff on code and notebooks
 	$(COURSE) tools.study.suite --only lint

@@ -1,4 +1,4 @@
-"""`python -m bench [--only attention norm] [--rounds 15] [--quick] [--compile] [--out FILE]`."""
+"""`python -m bench [--only attention norm] [--rounds 15] [--quick] [--compile] [--keep]`."""
 
 import argparse
 import dataclasses
@@ -78,7 +78,7 @@ def run_script(
     script: str, found: list[Case], results: report.Results, track: race.Track, head: dict
 ) -> None:
     """Race all cases of a script, print them, and store them, however far they get."""
-    print(f"\n== {script} ==", flush=True)
+    print(f"\n== {script} ==\n{report.HEADING}", flush=True)
     start = time.perf_counter()
     entry = {**head, "complete": False, "rows": []}
     try:
@@ -99,7 +99,10 @@ def _arguments(line: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="at most, for each case")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is judged")
     parser.add_argument("--compile", action="store_true", help="torch.compile on the CPU too")
-    parser.add_argument("--out", type=Path, help="the file to write, instead of bench/results/")
+    parser.add_argument("--keep", action="store_true", help="store in bench/results/, to commit")
+    parser.add_argument(
+        "--out", type=Path, help="the file to write, instead of one in build/bench/"
+    )
     arguments = parser.parse_args(line)
     if unknown := [name for name in arguments.only if name not in SCRIPTS]:
         raise Refusal(f"no op {unknown[0]!r} to race; there are {', '.join(SCRIPTS)}")
@@ -128,7 +131,7 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     timer = clock.CudaClock(device) if device.type == "cuda" else clock.ProcessorClock()
     setting = report.setting(device, arguments.quick)
-    results = report.Results(setting, list(arguments.only), arguments.out)
+    results = report.Results(setting, list(arguments.only), arguments.out, keep=arguments.keep)
     print(f"{setting['device']}, {setting['threads']} threads, torch {torch.__version__}")
     ceilings = clock.ceilings(timer, device, arguments.quick)
     copy = ceilings["copy_gigabytes_per_second"]

@@ -75,14 +75,14 @@ def write(path: Path, content: dict) -> None:
 class Results:
     """One result file, written anew after every op so that nothing finished is ever lost."""
 
-    def __init__(self, head: dict, ops: list[str], path: Path | None = None):
+    def __init__(self, head: dict, ops: list[str], path: Path | None = None, *, keep: bool = False):
         """Open a file for the ops that are about to run.
 
         None is that of the day, the device and the software; numbered where another setting has
-        taken the name.
+        taken the name. One to keep lies among the committed results, any other under build/.
         """
         date = datetime.date.today().isoformat()
-        folder = TRIALS if head["quick"] else RESULTS
+        folder = RESULTS if keep and not head["quick"] else TRIALS
         self.path = path or folder / f"{date}-{slug(head['device'])}.json"
         first, number = self.path, 1
         while (old := _read(self.path)) and any(old.get(key) != head[key] for key in SETTING):
@@ -98,6 +98,13 @@ class Results:
         if entry["complete"]:
             self.content["missing"] = [name for name in self.content["missing"] if name != op]
         write(self.path, self.content)
+
+
+# What stands in the columns of `lines`, above them.
+HEADING = (
+    f"  {'step':8} {'ours':9} vs {'peer':12}{'ours':>14} {'peer':>14}  "
+    "ratio [p20, p80]: the peer's time / ours; ~1 within the noise"
+)
 
 
 def lines(rows: list[dict]) -> list[str]:

@@ -61,7 +61,7 @@ def content(folder):
 
 
 def test_all_scripts_are_raced_and_stored(bench, capsys):
-    assert bench("--rounds", "4") == 0
+    assert bench("--rounds", "4", "--keep") == 0
     found = content(bench.folder)
     assert list(found["ops"]) == ["attention", "norm"]
     assert found["missing"] == []
@@ -78,6 +78,18 @@ def test_all_scripts_are_raced_and_stored(bench, capsys):
     assert out.strip().endswith(".json.")
 
 
+def test_a_run_leaves_nothing_for_git_unless_it_is_to_be_kept(bench, capsys):
+    bench("--only", "norm")
+    assert not bench.folder.exists()
+    (stored,) = bench.folder.with_name("trials").iterdir()
+    lines = capsys.readouterr().out.splitlines()
+    assert str(stored) in lines[-1]
+    row = next(line for line in lines if line.startswith("  forward"))
+    heading = lines[lines.index("== norm ==") + 1]
+    assert heading.index("vs") == row.index("vs")
+    assert heading.index("ours", 30) + 1 == row.index(" ms")
+
+
 def test_one_script_alone_and_the_command_that_repeats_it(bench, tmp_path):
     assert bench("--only", "norm", "--out", str(tmp_path / "mine.json")) == 0
     found = json.loads((tmp_path / "mine.json").read_text(encoding="utf-8"))
@@ -88,14 +100,14 @@ def test_one_script_alone_and_the_command_that_repeats_it(bench, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_a_second_run_completes_it(bench):
     bench.stop.append("second")
     with pytest.raises(KeyboardInterrupt):
-        bench()
+        bench("--keep")
     found = content(bench.folder)
     assert found["missing"] == ["norm"]
     assert found["ops"]["attention"]["complete"]
     assert not found["ops"]["norm"]["complete"]
     assert [row["case"] for row in found["ops"]["norm"]["rows"]] == ["N 2", "N 2"]
     bench.stop.clear()
-    bench("--only", "norm")
+    bench("--only", "norm", "--keep")
     found = content(bench.folder)
     assert found["missing"] == []
     assert found["ops"]["attention"]["complete"]

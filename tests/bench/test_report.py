@@ -46,7 +46,7 @@ def test_the_setting_is_told_and_fits_into_json():
 
 
 def test_the_file_is_named_by_day_and_device_and_says_what_is_missing(folder):
-    results = report.Results(HEAD, ["norm", "attention"])
+    results = report.Results(HEAD, ["norm", "attention"], keep=True)
     assert results.path.parent == folder
     assert results.path.name == f"{results.content['date']}-nvidia-h100-80gb-hbm3.json"
     assert not results.path.exists()
@@ -59,29 +59,32 @@ def test_the_file_is_named_by_day_and_device_and_says_what_is_missing(folder):
     assert content["device"] == HEAD["device"]
 
 
-def test_a_trial_goes_elsewhere(folder):
-    assert report.Results({**HEAD, "quick": True}, []).path.parent == folder.with_name("trials")
+def test_only_a_full_run_that_is_to_be_kept_lies_among_the_committed_results(folder):
+    quick, trials = {**HEAD, "quick": True}, folder.with_name("trials")
+    assert report.Results(quick, [], keep=True).path.parent == trials
+    assert report.Results(HEAD, []).path.parent == trials
+    assert report.Results(HEAD, [], keep=True).path.parent == folder
 
 
 def test_a_second_run_replaces_its_ops_and_keeps_the_others(folder):
-    first = report.Results(HEAD, ["norm", "attention"])
+    first = report.Results(HEAD, ["norm", "attention"], keep=True)
     first.put("norm", entry(rows=[1]))
     first.put("attention", entry(rows=[2]))
-    second = report.Results(HEAD, ["norm"])
+    second = report.Results(HEAD, ["norm"], keep=True)
     second.put("norm", entry(rows=[3]))
     assert second.path == first.path
     assert read(second)["ops"] == {"norm": entry(rows=[3]), "attention": entry(rows=[2])}
 
 
 def test_other_versions_get_a_file_with_a_number(folder):
-    report.Results(HEAD, ["norm"]).put("norm", entry())
+    report.Results(HEAD, ["norm"], keep=True).put("norm", entry())
     newer = {**HEAD, "versions": {"torch": "2.14.0"}}
-    second = report.Results(newer, ["norm"])
+    second = report.Results(newer, ["norm"], keep=True)
     assert second.path.stem.endswith("hbm3-2")
     second.put("norm", entry())
-    third = report.Results({**HEAD, "threads": 8}, ["norm"])
+    third = report.Results({**HEAD, "threads": 8}, ["norm"], keep=True)
     assert third.path.stem.endswith("hbm3-3")
-    assert report.Results(newer, ["norm"]).path == second.path
+    assert report.Results(newer, ["norm"], keep=True).path == second.path
 
 
 def test_a_file_of_ones_own_choice(folder, tmp_path):
@@ -92,7 +95,7 @@ def test_a_file_of_ones_own_choice(folder, tmp_path):
 
 
 def test_an_unfinished_op_is_kept_but_replaces_no_finished_one(folder):
-    results = report.Results(HEAD, ["norm"])
+    results = report.Results(HEAD, ["norm"], keep=True)
     results.put("norm", entry(complete=False, rows=[1]))
     assert read(results)["ops"]["norm"]["rows"] == [1]
     assert read(results)["missing"] == ["norm"]
@@ -102,7 +105,7 @@ def test_an_unfinished_op_is_kept_but_replaces_no_finished_one(folder):
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(folder, monkeypatch):
-    results = report.Results(HEAD, ["norm", "attention"])
+    results = report.Results(HEAD, ["norm", "attention"], keep=True)
     results.put("norm", entry())
     before = results.path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):

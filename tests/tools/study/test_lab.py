@@ -221,6 +221,7 @@ def test_the_server_starts_prints_its_address_and_lists_the_chapter(course):
                     time.sleep(0.1)  # the address is printed just before the server listens
             pytest.fail("the server has ended")
 
+        assert not [line for line in printed if "warn" in line.lower() or line.startswith("[W")]
         assert "version" in get("api")
         assert [file["name"] for file in get("api/contents")["content"]] == ["00_start.ipynb"]
         news = get("lab/api/settings/@jupyterlab/apputils-extension:notification")
