@@ -71,6 +71,8 @@ def test_a_merge_shortens_the_text_by_its_count():
 
 def test_training_does_not_depend_on_the_order_of_pieces():
     pieces = pre_tokens.pattern("course").findall("".join(f" {w}" for w in CODE.split()))
+    pieces = [piece for piece in pieces if piece[1:].isalpha() and piece[0] == " "]  # none can join
+    assert len(pieces) > 1000
     shuffled = random.Random(0).sample(pieces, len(pieces))
     merges = [byte_pairs.train("".join(p), 300).merges for p in (pieces, shuffled)]
     assert merges[0] == merges[1]
