@@ -172,7 +172,7 @@ def _double(x: Tensor) -> Tensor:
 
 def _tensor(value: Any) -> Tensor:
     tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    return _double(tensor).cpu()
+    return _double(tensor.cpu())
 
 
 def _error(left: Tensor, right: Tensor, claim: str) -> float:

@@ -8,6 +8,8 @@ import torch
 
 from aigc_lib import expect
 
+WITHOUT_FLOAT64 = {"mps"}
+
 
 def best(name: str | None = None) -> torch.device:
     """The device of that name, such as "cuda:1"; else CUDA, else Apple's MPS, else the CPU.
@@ -23,6 +25,11 @@ def best(name: str | None = None) -> torch.device:
         return torch.device(available[0])
     expect.one_of(available, name=name)
     return torch.device(name)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64; float32 on Apple's MPS, which has no other."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def loss_dtype(x: torch.Tensor) -> torch.dtype:

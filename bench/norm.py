@@ -14,11 +14,14 @@ EPS = {"layer_norm": 1e-5, "rms_norm": 1e-6}
 
 
 def cases(device: torch.device, *, quick: bool, compiled: bool) -> list[Case]:
-    """Both norms over rows as wide as GPT-2's small and a large model's."""
+    """Both norms over rows as wide as GPT-2's small and a large model's; a CPU also over one token.
+
+    A step of decoding has dozens of such rows, and there only the calls cost.
+    """
     is_cuda = device.type == "cuda"
-    sizes = [(32768, 768), (8192, 4096)] if is_cuda else [(4096, 768)]
+    sizes = [(32768, 768), (8192, 4096)] if is_cuda else [(4096, 768), (1, 96)]
     if quick:
-        sizes = [(256, width) for _, width in sizes]
+        sizes = [(min(rows, 256), width) for rows, width in sizes]
     return [_case(device, op, *size, compiled) for op in EPS for size in sizes]
 
 

@@ -2,6 +2,7 @@ import functools
 import inspect
 import math
 
+import pretend
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
@@ -703,3 +704,11 @@ def test_show_drops_docstrings_at_every_depth(capsys):
     printed = capsys.readouterr().out
     assert "Words" not in printed
     assert "            return 1\n\n        return inner\n" in printed
+
+
+def test_a_claim_about_numbers_on_a_device_without_float64_is_checked():
+    with pretend.Mps() as mps:
+        x = mps.put(torch.ones(3))
+        assert check.identity("one is one", x, [1.0, 1.0, 1.0]) == 0
+        with pytest.raises(check.ClaimFailed):
+            check.identity("one is two", x, [2.0, 2.0, 2.0])

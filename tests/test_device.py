@@ -41,6 +41,13 @@ def test_a_loss_has_its_inputs_precision_or_float32(dtype, wanted):
     assert device.loss_dtype(torch.zeros(2, dtype=dtype)) == wanted
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda:1", "mps", "mps:0"])
+def test_all_devices_but_apples_have_float64(name):
+    narrow = name.startswith("mps")
+    wanted = torch.float32 if narrow else torch.float64
+    assert device.widest_float(torch.device(name)) == wanted
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Pretend that so many CUDA devices, and Apple's GPU or not, are there."""

@@ -33,9 +33,9 @@ class Density:
         return self.sampler(num_samples, generator).float()
 
     def log_prob(self, points: Points) -> Float[Tensor, " N"]:
-        """log p(x), −∞ where p is zero; reckoned in float64, of the points' dtype."""
+        """log p(x), −∞ where p is zero; reckoned in float64 on the CPU, given as the points are."""
         expect.shaped((None, 2), points=points)
-        return self.log_density(points.double()).to(points.dtype)
+        return self.log_density(points.cpu().double()).to(points)
 
     def entropy(self, num_cells: int = 350) -> float:
         """−∫ p log p, by the midpoint rule on num_cells² cells; it may be negative.

@@ -5,7 +5,7 @@ K ≥ 2 classes and, in the last column, junk; and its features, finite. One num
 fooled: a model that draws one perfect "1" is always recognised, one that copies noise into every
 class covers all of them. `report` prints them side by side, with reference rows that say how good
 and how bad the numbers can be at that count. Anything else raises ValueError, another dtype (not
-floating-point; for labels, not whole) TypeError.
+floating-point; for labels, not whole) TypeError. Computed in float64, on the CPU.
 """
 
 import math
@@ -80,14 +80,14 @@ def recognition_rate(probabilities: Probabilities, *, threshold: float = 0.9) ->
 
     The threshold is in [0.5, 1), so that only one class can pass.
     """
-    return _recognised(probabilities, threshold)[0].double().mean().item()
+    return _recognised(probabilities, threshold)[0].cpu().double().mean().item()
 
 
 def label_agreement(probabilities: Probabilities, labels: Labels) -> float:
     """The share of samples whose most probable class, junk included, is the one asked for, < K."""
     _check_probabilities(probabilities)
     _check_labels(len(probabilities), probabilities.shape[1] - 1, labels=labels)
-    return (probabilities.argmax(1) == labels).double().mean().item()
+    return (probabilities.argmax(1) == labels).cpu().double().mean().item()
 
 
 def class_coverage(probabilities: Probabilities, *, threshold: float = 0.9) -> Coverage:
@@ -100,7 +100,7 @@ def class_coverage(probabilities: Probabilities, *, threshold: float = 0.9) -> C
     """
     sure, digit = _recognised(probabilities, threshold)
     num_classes = probabilities.shape[1] - 1
-    counts = digit[sure].bincount(minlength=num_classes).double()
+    counts = digit[sure].bincount(minlength=num_classes).cpu().double()
     shares = counts / counts.sum().clamp_min(1)
     return Coverage(
         shares=shares,
@@ -143,7 +143,7 @@ def frechet_distance(a: Features, b: Float[Tensor, "M C"]) -> float:
     _check_features(a=a, b=b)
     expect.that(min(len(a), len(b)) > 1, "two rows or more in a and b", f"{len(a)} and {len(b)}")
     moments = []
-    for features in (a.double(), b.double()):
+    for features in (a.cpu().double(), b.cpu().double()):
         moments += [features.mean(0), features.T.cov().reshape(2 * features.shape[1:])]
     return gaussian_frechet_distance(*moments)
 
@@ -156,7 +156,7 @@ def gaussian_frechet_distance(
 ) -> float:
     """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), the squared 2-Wasserstein distance of two Gaussians.
 
-    Covariances are symmetric and positive semidefinite; computed in float64.
+    Covariances are symmetric and positive semidefinite.
 
     Source: Dowson and Landau 1982, the formula of the abstract.
     Derived: 31_dcgan eq-frechet
@@ -164,12 +164,13 @@ def gaussian_frechet_distance(
     expect.shaped(("C",), mu=mu, other_mu=other_mu)
     expect.shaped((len(mu),) * 2, covariance=covariance, other_covariance=other_covariance)
     _check_finite(mu=mu, other_mu=other_mu)
-    first, second = covariance.double(), other_covariance.double()
+    first, second = covariance.cpu().double(), other_covariance.cpu().double()
     root, _ = _root(covariance=first), _root(other_covariance=second)
     product = root @ second @ root  # Σ^½ Σ' Σ^½, symmetric, has the eigenvalues of Σ Σ'
     cross = torch.linalg.eigvalsh((product + product.T) / 2)
     trace = first.trace() + second.trace() - 2 * cross.clamp_min(0).sqrt().sum()
-    return max(0.0, ((mu.double() - other_mu.double()).square().sum() + trace).item())
+    shift = mu.cpu().double() - other_mu.cpu().double()
+    return max(0.0, (shift.square().sum() + trace).item())
 
 
 def report(
@@ -225,7 +226,7 @@ def _row(name, features, probabilities, labels, reference) -> Row:
     sure, digit = _recognised(probabilities, 0.9)
     return Row(
         name=name,
-        recognised=sure.double().mean().item(),
+        recognised=sure.cpu().double().mean().item(),
         agreement=None if labels is None else label_agreement(probabilities, labels),
         coverage=class_coverage(probabilities),
         variance=within_class_variance(features[sure], digit[sure], *reference),
@@ -241,7 +242,7 @@ def _recognised(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor
 
 
 def _total_variance(features: Tensor) -> float | None:
-    return features.double().var(0).sum().item() if len(features) > 1 else None
+    return features.cpu().double().var(0).sum().item() if len(features) > 1 else None
 
 
 def _root(**covariance: Tensor) -> Tensor:

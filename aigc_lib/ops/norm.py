@@ -9,7 +9,6 @@ each gradient that of its input. Wrong dtypes raise TypeError, all else that doe
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +20,8 @@ Channels = Float[Tensor, " C"]
 
 # The kernel holds a row in registers; its backward also holds two sums of that width.
 _WIDEST, _WIDEST_BACKWARD = 16384, 4096
+# With fewer numbers than these the calls cost a CPU more than its memory does.
+_FEW = 2**16
 
 
 def layer_norm(
@@ -87,9 +88,9 @@ def _torch(op, x, weight, bias, eps) -> Tensor:
     shape = x.shape[-1:]
     if op == "layer_norm":
         y = torch.layer_norm(x, shape, weight, bias, eps)
-    elif x.device.type != "cpu" or torch.compiler.is_compiling():
-        y = F.rms_norm(x, shape, weight, eps)
-    else:  # where F.rms_norm is a chain of small operations, which a compiler would fuse
+    elif torch.compiler.is_compiling() or x.numel() < _FEW or x.device.type != "cpu":
+        y = torch.rms_norm(x, shape, weight, eps)
+    else:  # where torch.rms_norm is a chain of many operations, which a compiler would fuse
         run = _RMSNorm.apply if torch.is_grad_enabled() else _RMSNorm.forward
         y, _ = run(x, weight, eps)
     return y if y.dtype == dtype else y.to(dtype)  # autocast has a mind of its own

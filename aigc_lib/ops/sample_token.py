@@ -3,7 +3,9 @@
 Temperature sharpens or flattens the distribution, top-k and top-p cut off its tail, and the
 cumulative mass of what is left, in the order of the vocabulary, is compared with the number. From
 the same numbers every implementation draws the same tokens, and none waits for the device: a step
-of decoding can be captured in a CUDA graph. Wrong dtypes raise TypeError, all else ValueError.
+of decoding can be captured in a CUDA graph. On Apple's MPS, without float64, a boundary between
+tokens moves by up to 2⁻²² of the mass, in "reference" by the rounding of its sums in float32. Wrong
+dtypes raise TypeError, all else ValueError.
 """
 
 import math
@@ -13,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aigc_lib import expect
+from aigc_lib.device import widest_float
 from aigc_lib.ops import dispatch
 
 # Beyond these temperatures a float32 can't divide by them. Nothing is lost: at the lower one even
@@ -67,7 +70,7 @@ def sample_token(
 
 
 def _reference(logits, uniform, temperature, top_k, top_p) -> Tensor:
-    z = logits.double()
+    z = logits.to(widest_float(logits.device))
     mass = ((z - z.amax(1, keepdim=True)) / temperature).exp()  #          B V
     in_order, places = z.sort(1, descending=True)
     if top_k is not None:
@@ -81,7 +84,7 @@ def _reference(logits, uniform, temperature, top_k, top_p) -> Tensor:
     cumulative = mass.cumsum(1) * (mass > 0)
     total = cumulative.amax(1, keepdim=True)
     below_one = 1 - torch.finfo(uniform.dtype).eps / 2
-    u = uniform.clamp(max=below_one).double()[:, None]
+    u = uniform.clamp(max=below_one).to(z.dtype)[:, None]
     return (cumulative > u * total).int().argmax(1)
 
 
@@ -106,7 +109,7 @@ def _torch(logits, uniform, temperature, top_k, top_p) -> Tensor:
     # because a mass is at most 1, and millions of them must fit into 63 bits.
     cumulative = (mass * 2.0**40).long().cumsum(1)
     total = cumulative[:, -1]
-    target = torch.minimum((uniform.double() * total).long(), total - 1)
+    target = (uniform.to(widest_float(uniform.device)) * total).long().minimum(total - 1)
     token = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
     return token.clamp(max=z.shape[1] - 1)
 

@@ -26,12 +26,13 @@ _STEPS_PER_QUESTION = 16
 _STEPS_WORTH_RECORDING = 8  # recording a step costs a few steps
 
 Prompt = Int[Tensor, "B T"]
+Prompts = Prompt | Sequence[Int[Tensor, " _"]]  # a list may hold unequal lengths
 Model = Callable[..., Tensor]
 
 
 def generate(
     model: Model,
-    prompt: Prompt,
+    prompt: Prompts,
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -43,19 +44,19 @@ def generate(
 ) -> Int[Tensor, "B total"]:
     """x_t ~ p(x_t | x_{<t}), changed by temperature, top-k and top-p as in `ops.sample_token`.
 
-    The prompts and what continues them, int64; temperature 0 takes the most probable token. A row
-    that drew a `stop` token repeats it to the end. The numbers that decide the draws come from the
-    generator all at once, before the first step: the tokens are those of `stream` and, up to
-    rounding, those without a cache. No gradient is computed, but no mode is switched: a model with
-    dropout wants `model.eval()` before. Padding is read as text: prompts of another length want a
-    call of their own. ValueError if the context has no room for the new tokens.
+    The prompts and what continues them, int64; temperature 0 takes the most probable token. Prompts
+    of unequal lengths are a list, for padding would be read as text: all begin in column 0 and go
+    on to `max_new_tokens` behind the longest. A row that drew a `stop` token repeats it to the end.
+    The numbers that decide the draws come from the generator all at once: the tokens are those of
+    `stream` and, up to rounding, those without a cache. No gradient is computed; a model with
+    dropout wants `model.eval()` before. ValueError if the context has no room for the new tokens.
 
     Source: the chain rule; a cache of keys and values: Shazeer 2019, section 2.3.
     Derived: 13_gpt eq-gpt-chain
     """
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     run = _Run(model, prompt, max_new_tokens, settings, generator, stop, cache)
-    patience = _patience(prompt.device)
+    patience = _patience(run.tokens.device)
     with torch.inference_mode():
         for place in run.positions:
             run.step(place)
@@ -67,7 +68,7 @@ def generate(
 
 def stream(
     model: Model,
-    prompt: Prompt,
+    prompt: Prompts,
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -77,7 +78,7 @@ def stream(
     stop: int | Sequence[int] | None = None,
     cache: bool = True,
 ) -> Iterator[Int[Tensor, " B"]]:
-    """The tokens of `generate`, each as soon as it is drawn, until every row has stopped.
+    """The columns of `generate` behind the shortest prompt, as they come, until all rows stopped.
 
     Bad input raises here, not at the first token.
 
@@ -109,13 +110,13 @@ def step(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: Int[Tensor, " N"] | None = None,
+    stop: Int[Tensor, "... N"] | None = None,
 ) -> Int[Tensor, "B 1"]:
     """Draw the token that follows those that the cache does not hold yet; without cache, the text.
 
-    `uniform` decides the draw, as in `ops.sample_token`; a row whose last token is one of `stop`
-    repeats it. Nothing here asks the device for a number, so that with one token and a `KVCache` a
-    step has fixed shapes, traces as one graph and can be recorded as a CUDA graph.
+    `uniform` decides the draw, as in `ops.sample_token`; a row whose last token is one of `stop`,
+    (N,) or (B, N), repeats it. Nothing here asks the device for a number: with one token and a
+    `KVCache` a step has fixed shapes, traces as one graph and can be recorded as a CUDA graph.
 
     Source: as for `generate`.
     Derived: 13_gpt eq-gpt-chain
@@ -135,22 +136,24 @@ class _Run:
     """One call of `generate` or `stream`: its tokens, and what the next step needs."""
 
     def __init__(self, model, prompt, max_new_tokens, settings, generator, stop, cache):
-        _check(model, prompt, max_new_tokens, stop, cache)
+        parts = _check(model, prompt, max_new_tokens, stop, cache)
         # An op says best itself what it takes; ask before any work is done.
         sample_token(torch.zeros(1, 1), **settings, uniform=torch.zeros(1))
-        batch, start = prompt.shape
-        total = start + max_new_tokens
-        self.positions = range(start, total)
-        self.tokens = torch.empty(batch, total, dtype=torch.int64, device=prompt.device)
-        self.tokens[:, :start] = prompt
+        lengths, batch, device = [part.shape[-1] for part in parts], len(prompt), parts[0].device
+        self.longest, total = max(lengths), max(lengths) + max_new_tokens
+        self.positions = range(min(lengths), total)
+        self.lengths = torch.tensor(lengths, device=device)[:, None]
+        self.tokens = torch.empty(batch, total, dtype=torch.int64, device=device)
+        for rows, part in zip(self.tokens.split(batch // len(parts)), parts, strict=True):
+            rows[:, : part.shape[-1]] = part
         stop = [stop] if isinstance(stop, int) else stop
-        self.stop = torch.tensor(stop, device=prompt.device) if stop else None
+        self.stop = torch.tensor(stop, device=device) if stop else None
         self.uniforms = self.cache = self.replay = None
         if settings["temperature"] > 0:
-            shape = (max_new_tokens, batch)
-            self.uniforms = torch.rand(shape, generator=generator, device=prompt.device)
+            shape = (len(self.positions), batch)
+            self.uniforms = torch.rand(shape, generator=generator, device=device)
         self.model, self.next = model, partial(step, model, **settings)
-        if cache and max_new_tokens:
+        if cache and self.positions:
             with torch.inference_mode():
                 self.cache = model.new_cache(batch, length=total - 1)  # the last is not asked
 
@@ -158,21 +161,24 @@ class _Run:
         """Draw the tokens of one place."""
         start, tokens = self.positions.start, self.tokens
         uniform = None if self.uniforms is None else self.uniforms[place - start]
-        stop = None if place == start else self.stop
+        stop, within = self.stop, place <= self.longest
+        if stop is not None and within:  # in a prompt it is text
+            stop = stop.where(self.lengths < place, -1)
         if self.cache is None:
             new = self.next(tokens[:, :place], None, uniform, stop=stop)
-        elif place > start and _is_recordable(self):
+        elif not within and _is_recordable(self):
             self.replay = self.replay or self._record(place)
             new = self.replay(place)
         else:
             held = tokens[:, :place] if place == start else tokens[:, place - 1 : place]
             new = self.next(held, self.cache.until(place), uniform, stop=stop)
-        tokens[:, place : place + 1] = new
+        here = tokens[:, place : place + 1]
+        here.copy_(new.where(self.lengths <= place, here) if within else new)
 
     def all_stopped(self, place: int) -> bool:
         """Whether every row has drawn a stop token, by this place at the latest."""
-        new = self.tokens[:, place, None]
-        return self.stop is not None and bool((new == self.stop).any(1).all())
+        may = self.stop is not None and place >= self.longest
+        return may and bool((self.tokens[:, place, None] == self.stop).any(1).all())
 
     def _record(self, place: int) -> Callable[[int], Tensor]:
         """Record the step that draws this place's tokens; replaying it draws any later one's."""
@@ -222,21 +228,26 @@ def _record(once: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     return graph.replay
 
 
-def _check(model, prompt, max_new_tokens, stop, cache) -> None:
-    expect.shaped((None, None), prompt=prompt)
-    expect.whole(prompt=prompt)
+def _check(model, prompt, max_new_tokens, stop, cache) -> Sequence[Tensor]:
+    """Bad input raises; the prompts, those of one length as one tensor."""
+    config = getattr(model, "config", None)
+    context, size = getattr(config, "context", None), getattr(config, "vocab_size", None)
+    parts, axes = ([prompt], (None,) * 2) if isinstance(prompt, Tensor) else (prompt, (None,))
+    for part in parts:
+        expect.shaped(axes, prompt=part)
+        expect.whole(prompt=part)
+        if size is not None:
+            expect.values_in(0, size - 1, prompt=part.cpu())
     start = "at least one token in each prompt, as one that stands for the start of a text"
-    expect.that(prompt.numel() > 0, start, tuple(prompt.shape))
+    has_start = len(parts) > 0 and all(part.numel() for part in parts)
+    expect.that(has_start, start, [tuple(part.shape) for part in parts])
     is_count = type(max_new_tokens) is int and max_new_tokens >= 0
     expect.that(is_count, "a whole max_new_tokens >= 0", repr(max_new_tokens))
     for token in stop if isinstance(stop, Sequence) else [] if stop is None else [stop]:
         expect.that(type(token) is int and token >= 0, "stop tokens, whole and >= 0", repr(token))
     has_any = not cache or hasattr(model, "new_cache")
     expect.that(has_any, "a model with new_cache, or cache=False", type(model).__name__)
-    config = getattr(model, "config", None)
-    context, size = getattr(config, "context", None), getattr(config, "vocab_size", None)
-    total = prompt.shape[1] + max_new_tokens
     if context is not None:
+        total = max(part.shape[-1] for part in parts) + max_new_tokens
         expect.that(total <= context, f"prompt and max_new_tokens within context {context}", total)
-    if size is not None:
-        expect.values_in(0, size - 1, prompt=prompt.cpu())
+    return parts

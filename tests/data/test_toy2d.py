@@ -1,6 +1,7 @@
 import functools
 import math
 
+import pretend
 import pytest
 import torch
 
@@ -149,3 +150,12 @@ def test_no_point_of_the_board_is_rounded_out_of_its_cell(monkeypatch):
     board = toy2d.checkerboard()
     points = board.sample(64, torch.Generator().manual_seed(0))
     assert torch.allclose(board.log_prob(points), torch.tensor(-math.log(8)))
+
+
+@pytest.mark.parametrize("density", [toy2d.mixture(), toy2d.rings(), toy2d.checkerboard()])
+def test_points_on_a_device_without_float64_have_their_densities(density, generator):
+    points = density.sample(50, generator)
+    with pretend.Mps() as mps:
+        got = density.log_prob(mps.put(points))
+        assert got.device == pretend.MPS
+        assert torch.equal(got.cpu(), density.log_prob(points))

@@ -2,6 +2,7 @@ import math
 from functools import partial
 
 import numpy as np
+import pretend
 import pytest
 import scipy.linalg
 import scipy.ndimage
@@ -318,6 +319,29 @@ def test_a_printed_report_names_count_preset_and_judge(generator):
     assert len({len(line) for line in [columns, *lines]}) == 1
     assert lines[0].split()[1] == "100.0%"
     assert lines[3].split()[2] == "—"
+
+
+def test_a_device_without_float64_gives_the_same_numbers(generator):
+    real, (x, labels) = fake_images(80, generator), fake_images(40, generator)
+    features, p = brightness_judge(x)
+    reference = brightness_judge(real[0])[0]
+    moments = (lambda x: x.mean(0), lambda x: x.T.cov())
+    calls = [
+        (recognition_rate, p),
+        (label_agreement, p, labels),
+        (class_coverage, p),
+        (within_class_variance, features, labels, reference, real[1]),
+        (frechet_distance, features, reference),
+        (gaussian_frechet_distance, *(f(x) for x in (features, reference) for f in moments)),
+    ]
+    for function, *inputs in calls:
+        want = function(*inputs)
+        with pretend.Mps() as mps:
+            got = function(*map(mps.put, inputs))
+        if function is class_coverage:
+            assert torch.equal(got.shares, want.shares)
+            got, want = (got.covered, got.evenness), (want.covered, want.evenness)
+        assert got == pytest.approx(want, rel=1e-7)
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 1])

@@ -12,6 +12,12 @@ EITHER = pytest.mark.parametrize("op", [layer_norm, rms_norm])
 SHAPES = pytest.mark.parametrize("shape", [(C,), (5, C), (2, 3, C), (2, 1, 4, C), (3, 1), (1, 1)])
 
 
+@pytest.fixture(autouse=True)
+def _own_passes(monkeypatch):
+    """Take the course's own RMSNorm for these small inputs, too."""
+    monkeypatch.setattr(norm, "_FEW", 0)
+
+
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -179,6 +185,42 @@ def test_without_gradients_it_is_the_same_function(op, dtype):
     with torch.no_grad():
         assert torch.equal(op(*inputs), want)
         assert torch.equal(torch.vmap(lambda x: op(x, *inputs[1:]))(inputs[0]), want)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_few_numbers_take_torchs_own_call_and_many_the_few_passes(
+    monkeypatch, dtype, with_gradients
+):
+    # The calls are all that a row of a decoding step costs.
+    monkeypatch.undo()
+    passes, forward = [], norm._RMSNorm.forward
+    counted = staticmethod(lambda *inputs: passes.append(1) or forward(*inputs))
+    monkeypatch.setattr(norm._RMSNorm, "forward", counted)
+    for rows in (1, norm._FEW // 256 - 1, norm._FEW // 256):
+        inputs = [t.to(dtype).requires_grad_(with_gradients) for t in tensors(rms_norm, rows, 256)]
+        with torch.set_grad_enabled(with_gradients):
+            out = rms_norm(*inputs)
+        want = by_torch(rms_norm, 1e-6)(*inputs)
+        if rows < norm._FEW // 256:
+            assert not passes
+            assert torch.equal(out, want)
+        assert torch.allclose(out, want, rtol=8 * torch.finfo(dtype).eps)
+        assert out.requires_grad == with_gradients
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.float64])
+def test_a_wider_weight_of_a_short_row_is_computed_with_in_its_dtype(monkeypatch, other):
+    monkeypatch.undo()
+    x, weight = tensors(rms_norm, 3, 8)
+    x, weight = x.bfloat16().requires_grad_(), weight.to(other).requires_grad_()
+    out = rms_norm(x, weight)
+    want = rms_norm(x.double(), weight.double(), impl="reference")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, want.bfloat16())
+    out.float().sum().backward()
+    assert (x.grad.dtype, weight.grad.dtype) == (torch.bfloat16, other)
 
 
 @BOTH

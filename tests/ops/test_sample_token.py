@@ -1,5 +1,6 @@
 import math
 
+import pretend
 import pytest
 import torch
 
@@ -348,6 +349,38 @@ def test_it_compiles_as_one_graph(impl):
         assert torch.equal(token, want)
     for token in compiled(logits, None):
         assert ((token >= 0) & (token < 11)).all()
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_float64_boundaries_move_by_rounding_alone(settings, impl, dtype):
+    logits, uniform = (2 * torch.randn(400, 50)).to(dtype), torch.rand(400)
+    logits[:, :7] = logits[:, -7:] = -INF
+    uniform[:4] = torch.tensor([0.0, 2.0**-24, BELOW_ONE, 1.0])
+    want = sample_token(logits, uniform=uniform, impl=impl, **settings)
+    with pretend.Mps() as mps:
+        there = sample_token(mps.put(logits), uniform=mps.put(uniform), impl=impl, **settings)
+        assert there.device == pretend.MPS
+        drawn = sample_token(mps.put(logits), impl=impl, **settings).cpu()
+        token = there.cpu()
+    assert int((token != want).sum()) <= 1
+    assert (logits.gather(1, torch.stack([token, drawn], 1)) > -INF).all()
+
+
+def test_without_float64_a_boundary_moves_by_less_than_is_stated():
+    # Each of many tokens has the same small share, so that the first number to draw it is known.
+    num = 1000
+    uniform = (torch.arange(num) / num).repeat(9) + torch.arange(-4, 5).repeat_interleave(
+        num
+    ) / 2**22
+    uniform = uniform.clamp(0, BELOW_ONE)
+    row = torch.zeros(1, num).expand(len(uniform), -1)
+    with pretend.Mps() as mps:
+        token = sample_token(mps.put(row), uniform=mps.put(uniform)).cpu()
+    u = uniform.double()
+    assert (token / num <= u + 2.0**-22).all()
+    assert (u < (token + 1) / num + 2.0**-22).all()
 
 
 Z = torch.randn(2, 5)

@@ -163,6 +163,66 @@ def test_rows_do_not_know_of_each_other():
         assert torch.equal(got[0], row)
 
 
+def uneven(*lengths):
+    return [some_tokens(length=n, rows=1)[0] for n in lengths]
+
+
+@pytest.mark.parametrize("settings", [{}, {"positions": "learned", "norm": "rms"}])
+@pytest.mark.parametrize("cache", [True, False])
+def test_prompts_of_unequal_lengths_are_continued_as_each_one_alone(settings, cache):
+    model, prompts = noisy(**settings), uneven(6, 1, 9, 4, 9)
+    how = {"temperature": 0, "cache": cache}
+    out = decode.generate(model, prompts, max_new_tokens=8, **how)
+    assert out.shape == (5, 17)
+    for row, prompt in zip(out, prompts, strict=True):
+        num_new = 17 - len(prompt)
+        alone = decode.generate(model, prompt[None], max_new_tokens=num_new, **how)
+        assert torch.equal(row, alone[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_list_of_equal_lengths_is_as_their_tensor(way):
+    model, prompt = noisy(), some_tokens()
+    outs = [
+        decode.generate(model, given, max_new_tokens=9, generator=seeded(), stop=7, **way)
+        for given in (prompt, list(prompt), tuple(prompt.int()))
+    ]
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stop", [None, [2, 7]])
+def test_a_stream_of_unequal_prompts_yields_the_columns_behind_the_shortest(way, stop):
+    model, prompts = noisy(), uneven(3, 8, 5)
+    settings = {"max_new_tokens": 9, "stop": stop, **way}
+    out = decode.generate(model, prompts, generator=seeded(), **settings)
+    columns = torch.stack(list(decode.stream(model, prompts, generator=seeded(), **settings)), 1)
+    assert torch.equal(columns, out[:, 3 : 3 + columns.shape[1]])
+    for row, prompt in zip(out, prompts, strict=True):
+        assert torch.equal(row[: len(prompt)], prompt)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_stop_token_in_a_prompt_is_text_and_ends_no_row(cache):
+    # The first has stopped before the third's prompt ends; the second's ends in the stop token.
+    prompts = [torch.tensor(p) for p in ([3], [4, 0, 4], [0, 4, 4, 4, 2], [5])]
+    settings = {"max_new_tokens": 3, "temperature": 0, "cache": cache}
+    out = decode.generate(successor(), prompts, stop=4, **settings)
+    want = [[3] + [4] * 7, [4, 0, 4, 5, 0, 1, 2, 3], [0, 4, 4, 4, 2, 3, 4, 4]]
+    assert out.tolist() == [*want, [5, 0, 1, 2, 3, 4, 4, 4]]
+    # All but one have stopped, and that one's prompt goes on with the stop token.
+    prompts = [torch.tensor(p) for p in ([3], [0, 4, 4, 1])]
+    out = decode.generate(successor(), prompts, stop=4, **settings)
+    assert out.tolist() == [[3] + [4] * 6, [0, 4, 4, 1, 2, 3, 4]]
+
+
+def test_no_new_tokens_fill_unequal_prompts_up_to_the_longest():
+    prompts = [torch.tensor(p) for p in ([3], [4, 0, 4])]
+    out = decode.generate(successor(), prompts, max_new_tokens=0, temperature=0)
+    assert out.tolist() == [[3, 4, 5], [4, 0, 4]]
+
+
 def test_each_token_is_asked_once_and_the_cache_is_allocated_once():
     model = successor()
     decode.generate(model, torch.tensor([[3, 0]]), max_new_tokens=4, temperature=0)
@@ -357,6 +417,11 @@ def test_a_recorded_step_draws_the_same_tokens(monkeypatch, way, stop):
     columns = list(decode.stream(model, prompt, generator=seeded(), **settings))
     assert torch.equal(torch.stack(columns, 1), want[:, 5 : 5 + len(columns)])
     assert len(recordings) == 2
+    prompts = uneven(3, 8, 5)
+    got = decode.generate(model, prompts, generator=seeded(), **settings)
+    monkeypatch.undo()
+    assert torch.equal(got, decode.generate(model, prompts, generator=seeded(), **settings))
+    assert len(recordings) == 3
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -413,6 +478,12 @@ BAD = [
     ({"prompt": torch.zeros(1, 3)}, TypeError, "prompt"),
     ({"prompt": torch.zeros(1, 3, dtype=torch.bool)}, TypeError, "prompt"),
     ({"prompt": torch.zeros(1, 25, dtype=torch.int64)}, ValueError, "context 24, got 29"),
+    ({"prompt": []}, ValueError, "at least one token"),
+    ({"prompt": [*uneven(3), torch.zeros(0).long()]}, ValueError, "at least one token"),
+    ({"prompt": [some_tokens()]}, ValueError, "prompt of shape"),
+    ({"prompt": [*uneven(3), torch.zeros(3)]}, TypeError, "prompt"),
+    ({"prompt": uneven(3, 21)}, ValueError, "context 24, got 25"),
+    ({"prompt": [*uneven(3), torch.tensor([11])]}, ValueError, "prompt in 0 … 10, got 11"),
     ({"max_new_tokens": 20}, ValueError, "prompt and max_new_tokens within context 24, got 25"),
     ({"max_new_tokens": -1}, ValueError, "max_new_tokens"),
     ({"max_new_tokens": 2.0}, ValueError, "max_new_tokens"),
