@@ -86,8 +86,9 @@ def test_hostile_ones_harm_nobody(graded):
 def test_a_person_is_told_why(graded):
     text = (graded[0] / "course" / "needs_a_human.md").read_text(encoding="utf-8")
     for words in (
-        "deaf, 99_tiny: a cell did not end in time and could not be interrupted",
-        "memory_of_many, 99_tiny: stopped: more than 2.5 GB of memory",
+        "deaf, 99_tiny: Task 2. A bug hunt, visible test: did not end within 15 seconds, the most "
+        "that one cell may take, and could not be interrupted",
+        "memory_of_many, 99_tiny: Task 2. A bug hunt, your answer: stopped: more than 2.5 GB",
         "patched_task, 99_tiny: a canary did not do what it must",
         "edited, 99_tiny: the locked cell t1-visible was edited and was restored",
     ):
