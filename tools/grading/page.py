@@ -30,6 +30,8 @@ EQUATION = re.compile(r"^\$\$ \(([\w:-]+)\)$", re.M)
 PLACE = re.compile("\ue000(\\d+)\ue001")  # private characters: where a formula will stand
 STYLE = """math { font-size: 105%; }
 math[display="block"] { margin: 0.6em 0; }
+div.number { text-align: right; margin-top: -2em; }
+.rendered_html th, .rendered_html td { padding: 0.1em 0.8em; }
 mtable.ams-align > mtr > mtd:nth-child(odd) { text-align: right; }
 mtable.ams-align > mtr > mtd:nth-child(even) { text-align: left; }
 """
@@ -98,7 +100,9 @@ def numbered(nb: NotebookNode) -> NotebookNode:
     names = [name for cell in texts for name in EQUATION.findall(cell.source)]
     number = {name: names.index(name) + 1 for name in names}
     for cell in texts:
-        cell.source = EQUATION.sub(lambda m: f"$$\n\n({number[m[1]]})", cell.source)
+        cell.source = EQUATION.sub(
+            lambda m: f'$$\n\n<div class="number">({number[m[1]]})</div>\n\n', cell.source
+        )
         for name, n in number.items():
             cell.source = cell.source.replace(f"{{eq}}`{name}`", f"({n})")
     return nb

@@ -97,14 +97,14 @@ def tasks(nb: NotebookNode) -> list[Task]:
 
 
 def labels(nb: NotebookNode) -> dict[str, str]:
-    """What people call the cells of the tasks, by grade_id: "Task 2b. Its title, hidden test"."""
+    """What people call the cells of the tasks, by grade_id: "Task 2b. Title (hidden test)"."""
     found = {}
     for task in tasks(nb):
         for cell in task.cells:
             if name := grade_id(cell):
                 letter = re.match(rf"t{task.number}([a-z]?)-|", name)[1] or ""
                 kind = KINDS.get(role(cell), "given code")
-                found[name] = f"Task {task.number}{letter}. {task.title}, {kind}"
+                found[name] = f"Task {task.number}{letter}. {task.title} ({kind})"
     return found
 
 
