@@ -11,10 +11,11 @@ import pytest
 import torch
 from nbgrader.api import Gradebook
 from sandboxed import need_sandbox
+from traitlets.utils.importstring import import_item
 
 from aigc_lib import grading
 from tools import ROOT, Refusal
-from tools.grading import formgrade, grade, gradebook, job, release, selftest
+from tools.grading import formgrade, grade, gradebook, job, page, release, selftest
 from tools.grading.source import grade_id
 from tools.study import notebooks
 
@@ -78,7 +79,7 @@ def test_the_points_are_those_expected(graded, student):
     (case,) = (case for case in cases if case.student == student)
     row = rows(work)[student]
     given = float(row["automatic"]) if row["automatic"] else None
-    assert given == case.points, row
+    assert given == (None if row["status"] == "no score" else case.points), row
     assert row["status"] in case.statuses, row
 
 
@@ -229,6 +230,20 @@ def test_the_formgrader_needs_something_graded(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["formgrade"])
     with pytest.raises(Refusal, match="nothing was graded yet"):
         formgrade.main()
+
+
+def test_the_formgrader_shows_a_students_text_as_the_feedback_does(tmp_path, monkeypatch):
+    started = []
+    (tmp_path / "gradebook.db").touch()
+    monkeypatch.setattr(formgrade, "COURSE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["formgrade"])
+    monkeypatch.setattr(formgrade.bootstrap, "become", lambda line, _: started.append(line) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert formgrade.main() == 0
+    (setting,) = (part for part in started[0] if "filters" in part)
+    name, _, where = setting.partition("=")[2].partition("=")
+    assert name == "markdown2html"
+    assert import_item(where) is page.markdown2html
 
 
 def test_autograding_outside_of_the_grader_finds_no_kernel(graded):
