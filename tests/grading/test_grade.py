@@ -123,8 +123,8 @@ def test_a_cell_that_runs_too_long_is_named_with_its_limit_to_teacher_and_studen
 
 def test_a_page_of_feedback_needs_no_network_and_names_the_tasks(graded):
     pages = list((graded[0] / "course" / "feedback").rglob("*.html"))
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
         assert "<script" not in text
         assert not re.search(r"<(?:img|link|iframe)[^>]*https?:|@import|url\(.?http", text)
         assert "Test cell" not in text
