@@ -1,5 +1,8 @@
 """Canaries: each must be able to be silent, and look like a test."""
 
+import copy
+import json
+
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_output
@@ -7,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_output
 from aigc_lib import grading
 from tools import ROOT
 from tools.grading import canaries
+from tools.grading.gradebook import escape
 from tools.grading.source import role
 from tools.study import notebooks
 
@@ -89,6 +93,57 @@ def test_a_test_says_one_line_without_hidden_source():
     assert "xyzzy" not in str(only)
     assert len(only.evalue) <= canaries.MAX_SENTENCE
     assert canaries.one_line([printed], secret) == []
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Judge a notebook in which some cells took too long; its cells by name, and the notes."""
+    monkeypatch.setenv("AIGC_JOB", str(tmp_path))
+    (tmp_path / "settings.json").write_text(json.dumps({"limits": {"cell": 7.0}}))
+
+    def judge(*slow):
+        nb = copy.deepcopy(NB)
+        nb.cells.insert(3, new_code_cell("while True:\n    print(1)", id="added"))
+        for cell in nb.cells:
+            if cell.id in slow:
+                interrupted = {"evalue": "", "traceback": ["while True"]}
+                cell.outputs = [
+                    new_output("stream", name="stdout", text="before"),
+                    new_output("error", ename="KeyboardInterrupt", **interrupted),
+                    new_output("error", ename="CellTimeoutError", **interrupted),
+                ]
+        nb, _ = canaries.Judge().preprocess(nb, {})
+        return nb.cells, json.loads((tmp_path / "notes.json").read_text())["look"]
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("slow", "name"),
+    [
+        ("t2-visible", "Task 2. A bug hunt (visible test)"),
+        ("t2-hidden", "Task 2. A bug hunt (hidden test)"),
+        ("t1-solution", "Task 1. A running sum (your answer)"),
+        ("setup", "setup"),
+        ("added", "an added cell, which begins with “while True: print(1)”"),
+    ],
+)
+def test_a_time_out_is_told_in_one_sentence_to_teacher_and_student(judged, slow, name):
+    cells, look = judged(slow)
+    said = f"{name}: stopped after 7 seconds, the most that one cell may take"
+    assert look == [said]
+    place = next(i for i, cell in enumerate(cells) if cell.id == slow)
+    outputs = [o for o in cells[place].outputs if o.output_type == "error"]
+    if slow.endswith(("visible", "hidden")):
+        (error,) = outputs  # no points without one
+        assert (error.evalue, error.ename) == (said, "Stopped")
+        assert canaries.one_line([error], [])[0].evalue == said
+        assert len(cells) == len(NB.cells) + 1
+    else:
+        assert outputs == []
+        assert cells[place].outputs[0].text == "before"
+        assert cells[place + 1].source == f"**{escape(said)}**"
+    assert judged()[1] == []
 
 
 def test_warnings_cost_no_points():

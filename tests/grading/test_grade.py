@@ -1,20 +1,26 @@
-"""Nine submissions, most of them hostile, through `make grade` from folder to feedback."""
+"""Ten submissions, most of them hostile, through `make grade` from folder to feedback."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from nbgrader.api import Gradebook
 from sandboxed import need_sandbox
+from traitlets.utils.importstring import import_item
 
+from aigc_lib import grading
 from tools import ROOT, Refusal
-from tools.grading import formgrade, grade, gradebook, job, release, selftest
+from tools.grading import formgrade, grade, gradebook, job, page, release, selftest
+from tools.grading.source import grade_id
+from tools.study import notebooks
 
 HONEST = ("reference", "blank", "wrong_1")
-HOSTILE = ("edited", "patched_task", "deaf", "memory_of_many", "reads_hidden", "deletes")
+HOSTILE = ("edited", "patched_task", "deaf", "memory_of_many", "reads_hidden", "deletes", "asleep")
 LIMITS = "cell=15,total=120,memory=2.5e9,tasks=120,disk=1e8"
 
 
@@ -73,7 +79,7 @@ def test_the_points_are_those_expected(graded, student):
     (case,) = (case for case in cases if case.student == student)
     row = rows(work)[student]
     given = float(row["automatic"]) if row["automatic"] else None
-    assert given == case.points, row
+    assert given == (None if row["status"] == "no score" else case.points), row
     assert row["status"] in case.statuses, row
 
 
@@ -86,8 +92,9 @@ def test_hostile_ones_harm_nobody(graded):
 def test_a_person_is_told_why(graded):
     text = (graded[0] / "course" / "needs_a_human.md").read_text(encoding="utf-8")
     for words in (
-        "deaf, 99_tiny: a cell did not end in time and could not be interrupted",
-        "memory_of_many, 99_tiny: stopped: more than 2.5 GB of memory",
+        "deaf, 99_tiny: Task 2. A bug hunt (visible test): did not end within 15 seconds, the most "
+        "that one cell may take, and could not be interrupted",
+        "memory_of_many, 99_tiny: Task 2. A bug hunt (your answer): stopped: more than 2.5 GB",
         "patched_task, 99_tiny: a canary did not do what it must",
         "edited, 99_tiny: the locked cell t1-visible was edited and was restored",
     ):
@@ -103,6 +110,50 @@ def test_only_students_with_a_score_get_feedback(graded):
     assert "Task 1: not solved yet" in blank.read_text(encoding="utf-8")
 
 
+def test_a_cell_that_runs_too_long_is_named_with_its_limit_to_teacher_and_student(graded):
+    said = (
+        "Task 3. A number (your answer): stopped after 15 seconds, the most that one cell may take"
+    )
+    assert said in rows(graded[0])["asleep"]["reason"]
+    page = graded[0] / "course" / "feedback" / "asleep" / "99_tiny" / "99_tiny.html"
+    text = page.read_text(encoding="utf-8")
+    assert said in text
+    assert "KeyboardInterrupt" not in text
+
+
+def test_a_page_of_feedback_needs_no_network_and_names_the_tasks(graded):
+    pages = list((graded[0] / "course" / "feedback").rglob("*.html"))
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert not re.search(r"<(?:img|link|iframe)[^>]*https?:|@import|url\(.?http", text)
+        assert "Test cell" not in text
+        assert "Grade cell" not in text
+        for name in ("Task 1. A running sum (hidden test)", "Task 4. In words (written answer)"):
+            assert f">{name}</a> (Score: " in text
+        assert "$" not in re.sub(r"<style.*?</style>", "", text, flags=re.S)
+        assert "<munder>" in text  # the sum of Task 1
+
+
+def test_a_visible_test_that_passes_says_that_a_hidden_one_remains(released, capsys):
+    course = released[0]
+    path = course / "release" / "99_tiny" / "99_tiny.ipynb"
+    cells = {grade_id(cell): cell.source for cell in notebooks.read(path).cells}
+    said = "Task 1: the visible test passes, for 15 of 40 points. The hidden test below, for the "
+    said += "other 25, is run when you have handed in.\n"
+    right = {"grading": grading, "torch": torch, "running_sum": lambda x: x.cumsum(0)}
+    exec(cells["t1-visible"], right)
+    assert capsys.readouterr().out == said
+    with pytest.raises(grading.NotYet):
+        exec(cells["t1-visible"], right | {"running_sum": lambda x: x})
+    exec(cells["t1-hidden"], right)
+    assert capsys.readouterr().out == ""
+    with Gradebook(gradebook.url(course)) as book:  # what grades is silent, as canaries want it
+        sources = {c.name: c.source for c in book.find_notebook("99_tiny", "99_tiny").source_cells}
+    assert cells["t1-visible"].startswith(sources["t1-visible"])
+    assert not any("print(" in sources[name] for name in sources if name.endswith("visible"))
+
+
 def test_nothing_is_graded_twice_but_marks_and_changed_submissions_are_taken_over(
     graded, capsys, monkeypatch
 ):
@@ -116,7 +167,7 @@ def test_nothing_is_graded_twice_but_marks_and_changed_submissions_are_taken_ove
     (work / "submissions" / "wrong_1" / "99_tiny.ipynb").write_text("{")
     monkeypatch.setattr(sys, "argv", ["grade", *arguments(work)])
     assert grade.main() == 0
-    assert "8 of 9 are graded already" in capsys.readouterr().out
+    assert "9 of 10 are graded already" in capsys.readouterr().out
     after = rows(work)
     assert float(after["reference"]["automatic"]) == 90 - 15 + 3
     assert page.stat().st_mtime_ns > old
@@ -179,6 +230,20 @@ def test_the_formgrader_needs_something_graded(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["formgrade"])
     with pytest.raises(Refusal, match="nothing was graded yet"):
         formgrade.main()
+
+
+def test_the_formgrader_shows_a_students_text_as_the_feedback_does(tmp_path, monkeypatch):
+    started = []
+    (tmp_path / "gradebook.db").touch()
+    monkeypatch.setattr(formgrade, "COURSE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["formgrade"])
+    monkeypatch.setattr(formgrade.bootstrap, "become", lambda line, _: started.append(line) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert formgrade.main() == 0
+    (setting,) = (part for part in started[0] if "filters" in part)
+    name, _, where = setting.partition("=")[2].partition("=")
+    assert name == "markdown2html"
+    assert import_item(where) is page.markdown2html
 
 
 def test_autograding_outside_of_the_grader_finds_no_kernel(graded):

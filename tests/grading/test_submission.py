@@ -82,6 +82,19 @@ def test_cells_of_their_own_stay_where_they_were(released, theirs):
     nbformat.validate(nb)
 
 
+def test_pictures_pasted_into_a_written_answer_come_along_and_nothing_else_does(released, theirs):
+    picture = {"image/png": "aGk="}
+    pasted = {"a.png": picture | {"text/html": "<script>"}, "b.png": 3, "c.png": {"image/png": 1}}
+    cell(theirs, "t4-written").attachments = pasted
+    cell(theirs, "t1-solution").attachments = pasted
+    nb, notes = submission.compose(released, theirs)
+    assert notes == []
+    assert cell(nb, "t4-written").attachments == {"a.png": picture, "c.png": {}}
+    assert "attachments" not in cell(nb, "t1-solution")
+    cell(theirs, "t4-written").attachments = "x"
+    assert "attachments" not in cell(submission.compose(released, theirs)[0], "t4-written")
+
+
 @pytest.mark.parametrize("with_metadata", [True, False])
 def test_a_solution_that_was_split_is_joined(released, theirs, with_metadata):
     first = cell(theirs, "t1-solution")

@@ -16,16 +16,18 @@ import zmq
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.client import NotebookClient
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from nbgrader.preprocessors import ClearHiddenTests, Execute, NbGraderPreprocessor
 from zmq.asyncio import Context
 
-from tools.grading.source import HIDDEN, grade_id, role
+from tools.grading.gradebook import escape
+from tools.grading.source import HIDDEN, grade_id, labels, role
 
 MAX_MESSAGE = 4_000_000  # bytes; the grader hangs up on a kernel that sends a longer one
 MAX_OUTPUT = 1_000_000  # characters of one cell's output; what comes after is dropped
 MAX_SENTENCE = 300
 WITHHELD = "a canary did not do what it must: something swallows failures, or makes them"
+TOO_LONG = "{}: stopped after {:g} seconds, the most that one cell may take"
 
 
 class Insert(NbGraderPreprocessor):
@@ -118,6 +120,12 @@ class Run(Execute):
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **(settings | {"kernel_manager_class": Manager}))
 
+    def preprocess_cell(self, cell: NotebookNode, resources: Any, index: int) -> tuple:
+        """Write down which cell runs, in case that it takes the kernel with it."""
+        if cell.cell_type == "code" and "canary" not in cell.metadata:
+            (Path(os.environ["AIGC_JOB"]) / "cell").write_text(called(self.nb, cell))
+        return super().preprocess_cell(cell, resources, index)
+
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> Any:
         """Take one message of the kernel, unless the cell has said enough."""
         if msg["msg_type"] in ("stream", "display_data", "execute_result", "error"):
@@ -139,14 +147,17 @@ class Judge(NbGraderPreprocessor):
         if not all(sings(cell) for cell in nb.cells if "canary" in cell.metadata):
             notes["withheld"] = WITHHELD
         nb.cells = [cell for cell in nb.cells if "canary" not in cell.metadata]
+        limit = json.loads((Path(os.environ["AIGC_JOB"]) / "settings.json").read_text())["limits"]
         secret = hidden_lines(nb)
-        for cell in nb.cells:
+        for cell in list(nb.cells):
             if cell.cell_type != "code":
                 continue
             if cell.metadata.pop("said", 0) > MAX_OUTPUT:
-                notes["look"].append(f"{grade_id(cell) or 'a cell'}: too much output, cut off")
+                notes["look"].append(f"{called(nb, cell)}: too much output, cut off")
             if any(o.get("ename") == "CellTimeoutError" for o in cell.outputs):
-                notes["look"].append(f"{grade_id(cell) or 'a cell'}: timed out")
+                said = TOO_LONG.format(called(nb, cell), limit["cell"])
+                notes["look"].append(said)
+                tell(nb, cell, said)
             if role(cell) in ("visible", "hidden"):
                 cell.outputs = one_line(cell.outputs, secret)
             for output in cell.outputs:
@@ -154,6 +165,23 @@ class Judge(NbGraderPreprocessor):
                     del output.data[kind]
         (Path(os.environ["AIGC_JOB"]) / "notes.json").write_text(json.dumps(notes))
         return nb, resources
+
+
+def called(nb: NotebookNode, cell: NotebookNode) -> str:
+    """What people call a cell: by its task, or by how it begins."""
+    begin = " ".join(cell.source.split())[:40]
+    name = grade_id(cell)
+    return labels(nb).get(name) or name or f"an added cell, which begins with “{begin}”"
+
+
+def tell(nb: NotebookNode, cell: NotebookNode, said: str) -> None:
+    """Say in one sentence what stopped a cell, instead of how Python was interrupted."""
+    cell.outputs = [output for output in cell.outputs if output.output_type != "error"]
+    if role(cell) in ("visible", "hidden"):
+        cell.outputs = [new_output("error", ename="Stopped", evalue=said, traceback=[said])]
+    else:  # a text of its own, as outputs may not be shown
+        text = new_markdown_cell(f"**{escape(said)}**")
+        nb.cells.insert(nb.cells.index(cell) + 1, text)
 
 
 def hidden_lines(nb: NotebookNode) -> list[str]:
@@ -184,6 +212,7 @@ class Discreet(NbGraderPreprocessor):
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
         """Empty the hidden tests, and drop other cells' outputs from the first of them on."""
         secret, seen = hidden_lines(nb), False
+        resources["labels"] = labels(nb)  # while one can tell hidden tests from visible ones
         for cell in nb.cells:
             if cell.cell_type != "code":
                 continue

@@ -21,6 +21,9 @@ def main() -> int:
         raise Refusal("nothing was graded yet: make grade SUBMISSIONS=…")
     line = [sys.executable, "-m", "jupyter_server", f"--ServerApp.root_dir={COURSE}"]
     line += ["--ServerApp.default_url=/formgrader"]
+    # Formulas without network, and nothing of a student's text runs; nbgrader_config.py is not
+    # read for these pages.
+    line += ["--HTMLExporter.filters=markdown2html=tools.grading.page.markdown2html"]
     if port:
         line.append(f"--ServerApp.port={port}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:

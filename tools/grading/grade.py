@@ -29,6 +29,9 @@ from tools.grading.sandbox import LIMITS
 from tools.grading.submission import EXPECTED, Submission, compose, discover, parse, suspicious
 from tools.study import notebooks
 
+MARKED = "points or comments by hand were given to an earlier version: look whether they still hold"
+HALF = "the grader was stopped while it graded this: the same command goes on"
+OLDER = "{}/{}: an earlier version: a newer one was graded, and counts"
 PLACES = """{course}/grades.csv: points.  {course}/feedback/: pages for students.
 {course}/needs_a_human.md: {count} of {total} need a person's look, {strange} not recognised."""
 
@@ -70,12 +73,22 @@ class Grader:
         known.update(submission.path.read_bytes())
         return known.hexdigest()
 
+    def known(self, submission: Submission) -> dict:
+        """What is written about a student's assignment, whichever version of it."""
+        try:
+            return json.loads(self.state(submission).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def older(self, submission: Submission) -> bool:
+        """Whether a newer version was graded after this one: it never takes its place again."""
+        return content(submission) in self.known(submission).get("replaced", ())
+
     def done(self, submission: Submission) -> dict | None:
         """What became of a submission, or None if it must be graded again."""
-        try:
-            state = json.loads(self.state(submission).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        state = self.known(submission)
+        if not state or self.older(submission):
+            return state or None
         if state["status"] == "no score" and state["limits"] != self.limits:
             return None  # it may get one now
         return state if state["digest"] == self.digest(submission) else None
@@ -90,24 +103,36 @@ class Grader:
     def grade(self, submission: Submission) -> None:
         """Grade one submission and write down what became of it."""
         started, student, name = time.monotonic(), submission.student, submission.assignment
-        self.state(submission).unlink(missing_ok=True)
-        digest = self.digest(submission)
+        state = self._begin(submission)
+        reasons, digest = state["reasons"][1:], self.digest(submission)
         for step in ("submitted", "autograded"):
             shutil.rmtree(self.course / step / student / name, ignore_errors=True)
         gradebook.forget(self.course, student, name)
         try:
-            reasons = self._prepare(submission)
+            reasons += self._prepare(submission)
             outcome = job.run(self.course, student, name, self.limits, self.unsafe)
             reasons = [reason for reason in [outcome.reason, *outcome.look, *reasons] if reason]
             status = "no score" if outcome.reason else "look" if reasons else "graded"
         except (Refusal, OSError) as error:
-            reasons, status = [str(error)], "no score"
+            reasons, status = [str(error), *reasons], "no score"
         if status == "no score":
             gradebook.forget(self.course, student, name)
         seconds = round(time.monotonic() - started, 1)
-        state = {"digest": digest, "status": status, "reasons": reasons, "seconds": seconds}
-        state["limits"] = self.limits
+        state |= {"digest": digest, "status": status, "reasons": reasons, "seconds": seconds}
         write_file(self.state(submission), json.dumps(state, indent=1).encode())
+
+    def _begin(self, submission: Submission) -> dict:
+        """Write down that a submission is being graded, and what it takes the place of."""
+        known, file = self.known(submission), content(submission)
+        before = known.get("file", file)
+        new = before != file or MARKED in known.get("reasons", ())
+        marked = new and gradebook.marked(self.course, submission.student, submission.assignment)
+        state = {"digest": "", "status": "no score", "reasons": [HALF], "seconds": 0.0}
+        state["reasons"] += [MARKED] if marked else []
+        replaced = {*known.get("replaced", ()), before} - {file}
+        state |= {"limits": self.limits, "file": file, "replaced": sorted(replaced)}
+        write_file(self.state(submission), json.dumps(state, indent=1).encode())
+        return state
 
     def _prepare(self, submission: Submission) -> list[str]:
         name = submission.assignment
@@ -116,6 +141,11 @@ class Grader:
         place = self.course / "submitted" / submission.student / name / f"{name}.ipynb"
         write_file(place, nbformat.writes(nb).encode())
         return notes + suspicious(nb)
+
+
+def content(submission: Submission) -> str:
+    """A digest of the file that was handed in."""
+    return hashlib.sha256(submission.path.read_bytes()).hexdigest()
 
 
 def limits(text: str) -> dict:
@@ -169,6 +199,7 @@ def main() -> int:
         folder = Path(arguments.submissions).resolve()
         found, strange = discover(folder, list(digests), course / "unpacked")
         grader = Grader(course, digests, limits(arguments.limits), unsafe)
+        strange += [OLDER.format(s.student, s.path.name) for s in found if grader.older(s)]
         states = grade_all(grader, found, jobs)
         gradebook.report(course, *grader.ever(), strange)
         gradebook.feedback(course, found, states)

@@ -64,6 +64,17 @@ def forget(course: Path, student: str, assignment: str) -> None:
         book.db.commit()
 
 
+def marked(course: Path, student: str, assignment: str) -> bool:
+    """Whether a person has given points to a submission, or written a comment."""
+    with Gradebook(url(course)) as book:
+        try:
+            notebook = book.find_submission_notebook(assignment, assignment, student)
+        except MissingEntry:
+            return False
+        given = any(grade.manual_score is not None for grade in notebook.grades)
+        return given or any(comment.manual_comment for comment in notebook.comments)
+
+
 def report(course: Path, found: list[Submission], states: list[dict], strange: list[str]) -> None:
     """Write grades.csv and needs_a_human.md."""
     rows, lists = [], {"no score": [], "look": [], "written": []}

@@ -25,8 +25,8 @@ class Hostile:
 
     name: str
     change: Callable[[NotebookNode], None] | bytes  # of the solved notebook, or the file itself
-    status: str
-    points: float | None
+    status: str  # or two, with " or " between them
+    points: float | None  # where there is a score
 
 
 def _code(cell: str, text: str, keep: bool = True) -> Callable[[NotebookNode], None]:
@@ -140,7 +140,7 @@ def cheats() -> list[Hostile]:
         Hostile("other_metadata", _other_metadata, "graded", RIGHT),
         Hostile("copied_solution", _copied_solution, look, RIGHT - 40),
         Hostile("same_ids", _same_ids, "graded", RIGHT),
-        Hostile("no_cells", _empty, look, 0.0),
+        Hostile("no_cells", _empty, none, None),
         Hostile("bad_json", b'{"cells": [', none, None),
         Hostile("no_notebook", json.dumps({"a": 1}).encode(), none, None),
         Hostile("bad_cells", b'{"nbformat": 4, "nbformat_minor": 5, "cells": 3}', none, None),
@@ -169,7 +169,13 @@ def attacks(known: list[str], address: str, port: int) -> list[Hostile]:
         Hostile("fork_bomb", _code("t2-solution", FORK), none, None),
         Hostile("memory_bomb", _code("t1-solution", EATER, keep=False), "graded", RIGHT - 40),
         Hostile("memory_of_many", _code("t2-solution", MANY), none, None),
-        Hostile("flood", _code("t2-solution", "while True: print('x' * 9999)"), none, None),
+        # The kernel dies of it, or printing fails at the limit of memory: whichever comes first.
+        Hostile(
+            "flood",
+            _code("t2-solution", "while True: print('x' * 9999)"),
+            f"{none} or {look}",
+            60.0,
+        ),
         Hostile(
             "chatty", _code("t2-solution", "for _ in range(300): print('x' * 9999)"), look, RIGHT
         ),

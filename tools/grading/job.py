@@ -79,7 +79,7 @@ def run(course: Path, student: str, assignment: str, limits: dict, unsafe: bool)
     with tempfile.TemporaryDirectory(prefix="aigc-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         prepare(folder, course / "source" / assignment, limits, unsafe)
-        reason = autograde(folder, course, student, assignment, limits["total"] + 180)
+        reason = autograde(folder, course, student, assignment, limits)
         notes = {"withheld": "", "look": []}
         if not reason:
             notes = json.loads((folder / "notes.json").read_text())
@@ -102,8 +102,9 @@ def prepare(folder: Path, source: Path, limits: dict, unsafe: bool) -> None:
     (folder / "kernels" / "aigc" / "kernel.json").write_text(json.dumps(spec))
 
 
-def autograde(folder: Path, course: Path, student: str, assignment: str, seconds: float) -> str:
-    """Run nbgrader's autograde for so many seconds: why there is no score, or ""."""
+def autograde(folder: Path, course: Path, student: str, assignment: str, limits: dict) -> str:
+    """Run nbgrader's autograde: why there is no score, or ""."""
+    seconds = limits["total"] + 180
     here = {"AIGC_JOB": str(folder), "JUPYTER_PATH": str(folder)}
     here["JUPYTER_RUNTIME_DIR"] = str(folder / "k")
     line = ["autograde", assignment, "--force", f"--student={student}"]
@@ -117,10 +118,13 @@ def autograde(folder: Path, course: Path, student: str, assignment: str, seconds
         return f"nbgrader did not end within {seconds:g} seconds"
     if process.exitcode == 0 and (folder / "notes.json").exists():
         return ""
-    broke = folder / "reason"
+    broke, running = folder / "reason", folder / "cell"
+    where = running.read_text(encoding="utf-8") if running.exists() else "before the first cell"
     if broke.exists() and (reason := broke.read_text(encoding="utf-8").strip()):
-        return f"stopped: {reason[:300]}"
-    return why((folder / "log").read_text(encoding="utf-8", errors="replace"))
+        return f"{where}: stopped: {reason[:300]}"
+    return why(
+        (folder / "log").read_text(encoding="utf-8", errors="replace"), where, limits["cell"]
+    )
 
 
 def _nbgrader(*arguments: Any) -> None:
@@ -129,11 +133,12 @@ def _nbgrader(*arguments: Any) -> None:
     autograde.main(*arguments)
 
 
-def why(said: str) -> str:
-    """The reason of a failure, from nbgrader's log, in one sentence."""
+def why(said: str, where: str, seconds: float) -> str:
+    """The reason of a failure, from nbgrader's log and the cell that ran, in one sentence."""
     if "DeadKernelError" in said:
-        return "the kernel died (a crash, os._exit, or one process took too much memory)"
+        return f"{where}: the kernel died (a crash, os._exit, or one process took too much memory)"
     if "CellTimeoutError" in said or "unresponsive" in said:
-        return "a cell did not end in time and could not be interrupted"
+        limit = f"within {seconds:g} seconds, the most that one cell may take"
+        return f"{where}: did not end {limit}, and could not be interrupted"
     lines = [line.strip() for line in said.splitlines() if "Error" in line or "ERROR" in line]
     return f"nbgrader failed: {(lines or ['no reason given'])[-1][:300]}"

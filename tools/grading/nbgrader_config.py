@@ -18,6 +18,22 @@ c.Exchange.root = course
 c.ClearSolutions.begin_solution_delimeter = "### BEGIN SOLUTION"
 c.ClearSolutions.end_solution_delimeter = "### END SOLUTION"
 c.HTMLExporter.sanitize_html = True  # a student's text runs nothing in a marker's browser
+c.HTMLExporter.filters = {"markdown2html": "tools.grading.page.markdown2html"}
+c.GenerateAssignment.preprocessors = [
+    "nbgrader.preprocessors.IncludeHeaderFooter",
+    "nbgrader.preprocessors.LockCells",
+    "nbgrader.preprocessors.ClearSolutions",
+    "nbgrader.preprocessors.ClearOutput",
+    "nbgrader.preprocessors.CheckCellMetadata",
+    "nbgrader.preprocessors.ComputeChecksums",
+    "nbgrader.preprocessors.SaveCells",
+    "tools.grading.notice.Remaining",
+    "nbgrader.preprocessors.ClearHiddenTests",
+    "nbgrader.preprocessors.ClearMarkScheme",
+    "nbgrader.preprocessors.ComputeChecksums",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.GenerateFeedback.exporter_class = "tools.grading.page.Page"
 c.GenerateFeedback.preprocessors = [
     "tools.grading.canaries.Discreet",
     "nbgrader.preprocessors.GetGrades",

@@ -2,7 +2,8 @@
 
 For each assignment: the reference, the released blank, all alternatives together, and the first,
 second, third wrong answer of every task together, with the points that tests/assignments/ says they
-keep. Beside them the hostile set. Nothing but build/selftest/ is written.
+keep. Then the same under the names and in the folders in which files really come, and beside them
+the hostile set. Nothing but build/selftest/ is written.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -24,11 +26,29 @@ from nbformat import NotebookNode
 
 from tools import ROOT, command, write_file
 from tools.grading import hostile, release, source
+from tools.grading.grade import HALF
 from tools.grading.source import grade_id, nbgrader, role
 from tools.study import notebooks
 
 FIXTURE = ROOT / "tests" / "grading"
 LIMITS = "cell=40,total=400,memory=2.5e9,tasks=120,disk=1e8"
+
+
+# Where a file may lie, by what its student is then called: renamed by browsers, in folders, zips,
+# with spaces and accents in the name (here in two code points), as Moodle and Canvas give them.
+LAYOUTS = {
+    "browser": "browser/{name} (1).ipynb",
+    "jupyter": "jupyter/{name}-Copy1.ipynb",
+    "drive": "drive/Copy of {name}.ipynb",
+    "nested": "nested/My work/{name}.ipynb",
+    "by_nbgrader": "by_nbgrader/{name}/{name}.ipynb",
+    "zipped": "zipped/work.zip",
+    "Ada_Lovelace": "Ada Lovelace/{name}.ipynb",
+    "First_Last_123_assignsubmission_file": "First Last_123_assignsubmission_file/{name}.ipynb",
+    "lastfirst": "lastfirst_123_456_{name}.ipynb",
+    "lastlate": "lastlate_LATE_123_457_{name}-1.ipynb",
+    "Zo\u00eb_N\u00fa\u00f1ez": "Zoe\u0308 Nu\u0301n\u0303ez/{name} (2).ipynb",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +60,18 @@ class Case:
     content: bytes
     statuses: tuple[str, ...]
     points: float | None
+    place: str = ""  # in the folder of submissions, if not STUDENT/NAME.ipynb
+
+    def hand_in(self, folder: Path) -> None:
+        """Put the file where it should lie."""
+        path = folder / (self.place or f"{self.student}/{self.assignment}.ipynb")
+        if path.suffix == ".zip":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(f"home/work/{self.assignment}.ipynb", self.content)
+                archive.writestr(f"__MACOSX/._{self.assignment}.ipynb", b"no")
+        elif not path.exists():
+            write_file(path, self.content)
 
 
 def solved(released: NotebookNode, answers: dict[str, str]) -> bytes:
@@ -81,6 +113,16 @@ def honest(course: Path, name: str, public: Path) -> list[Case]:
     return cases
 
 
+def laid_out(cases: list[Case]) -> list[Case]:
+    """Some of the honest submissions once more, each in another layout."""
+    found = []
+    for number, (student, place) in enumerate(LAYOUTS.items()):
+        case = cases[number % len(cases)]
+        place = place.format(name=case.assignment)
+        found.append(dataclasses.replace(case, student=student, place=place))
+    return found
+
+
 def attacks(course: Path, known: list[str], port: int) -> list[Case]:
     """The hostile submissions."""
     name, cases = "99_tiny", []
@@ -88,12 +130,12 @@ def attacks(course: Path, known: list[str], port: int) -> list[Case]:
     released = notebooks.read(course / "release" / name / f"{name}.ipynb")
     right = {grade_id(c): c.source for c in nb.cells if role(c) == "solution"}
     for attack in [*hostile.cheats(), *hostile.attacks(known, address(), port)]:
-        content = attack.change
+        content, statuses = attack.change, tuple(attack.status.split(" or "))
         if not isinstance(content, bytes):
             changed = nbformat.reads(solved(released, right).decode(), 4)
             attack.change(changed)
             content = nbformat.v4.writes_json(changed).encode()
-        cases.append(Case(attack.name, name, content, (attack.status,), attack.points))
+        cases.append(Case(attack.name, name, content, statuses, attack.points))
     return cases
 
 
@@ -127,9 +169,7 @@ def grade(work: Path, cases: list[Case], jobs: str, kill_after: float = 0) -> di
     The grader is killed after so many seconds; 0 lets it end.
     """
     for case in cases:
-        path = work / "submissions" / case.student / f"{case.assignment}.ipynb"
-        if not path.exists():
-            write_file(path, case.content)
+        case.hand_in(work / "submissions")
     line = [sys.executable, "-m", "tools.grading.grade", "--limits", LIMITS, "--jobs", jobs]
     line += ["--submissions", str(work / "submissions"), "--course", str(work / "course")]
     line += ["--sources", str(work / "assignments")]
@@ -151,11 +191,12 @@ def compare(cases: list[Case], rows: dict[tuple, dict]) -> int:
     for case in cases:
         row = rows[case.student, case.assignment]
         given = float(row["automatic"]) if row["automatic"] else None
-        good = given == case.points and row["status"] in case.statuses
+        points = None if row["status"] == "no score" else case.points
+        good = given == points and row["status"] in case.statuses
         right += good
         wanted = "-" if case.points is None else format(case.points, "g")
         print(
-            f"{'right' if good else 'WRONG':6}{case.assignment:16} {case.student:16} expected "
+            f"{'right' if good else 'WRONG':6}{case.assignment:16} {case.student[:16]:16} expected "
             f"{wanted:>4} ({' or '.join(case.statuses)}), given {row['automatic'] or '-':>4} "
             f"({row['status']}), {row['seconds']} s. {row['reason'][:110]}"
         )
@@ -194,6 +235,8 @@ def main() -> int:
     canary.write_text("untouched\n")
     port, callers = listen()
     good = [case for name in digests for case in honest(course, name, public)]
+    few = [case for case in good if case.assignment == "99_tiny"]
+    good += laid_out(few)
     start = time.perf_counter()
     before = grade(work, good, jobs)
     database = course / "gradebook.db"
@@ -207,7 +250,7 @@ def main() -> int:
     harm += ["the canary file was touched"] if canary.read_text() != "untouched\n" else []
     harm += told(course, public)
     print(f"{right} of {len(good + bad)} right, {seconds / len(good + bad):.1f} s per submission.")
-    killed = kill_test(work, good, before, jobs)
+    killed = kill_test(work, few, before, jobs)
     for line in [*harm, *killed]:
         print(f"HARM: {line}")
     if not harm:
@@ -216,15 +259,15 @@ def main() -> int:
     return int(right < len(good + bad) or bool(harm) or bool(killed))
 
 
-def kill_test(work: Path, good: list[Case], before: dict, jobs: str) -> list[str]:
+def kill_test(work: Path, few: list[Case], before: dict, jobs: str) -> list[str]:
     """Kill a grader in the middle, start it again, and compare: a sentence for each difference."""
     again = work / "killed"
     shutil.copytree(work / "assignments", again / "assignments")
-    few = [case for case in good if case.assignment == "99_tiny"]
     shutil.copytree(work / "course" / "release", again / "course" / "release")
     release.generate(again / "course", release.sources(again / "course", again / "assignments"))
     grade(again, few, jobs, kill_after=25)
-    graded = len(list((again / "course" / "grades").glob("*/*.json")))
+    states = [path.read_text("utf-8") for path in (again / "course" / "grades").glob("*/*.json")]
+    graded = sum(HALF not in state for state in states)
     print(f"The grader was killed when {graded} of {len(few)} were graded.", flush=True)
     rows = grade(again, few, jobs)
     without = [{k: v for k, v in row.items() if k != "seconds"} for row in rows.values()]

@@ -16,6 +16,12 @@ ANSWERS = ROOT / "tests" / "assignments"
 TASK = re.compile(r"^## Task (\d+)\. (.+) \((\d+) points, (\d+) minutes\)$", re.M)
 HIDDEN = ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS")
 SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
+KINDS = {
+    "solution": "your answer",
+    "written": "written answer",
+    "visible": "visible test",
+    "hidden": "hidden test",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +94,18 @@ def tasks(nb: NotebookNode) -> list[Task]:
         Task(int(match[1]), match[2], int(match[3]), int(match[4]), tuple(nb.cells[start:end]))
         for (start, match), end in zip(cuts, ends, strict=True)
     ]
+
+
+def labels(nb: NotebookNode) -> dict[str, str]:
+    """What people call the cells of the tasks, by grade_id: "Task 2b. Title (hidden test)"."""
+    found = {}
+    for task in tasks(nb):
+        for cell in task.cells:
+            if name := grade_id(cell):
+                letter = re.match(rf"t{task.number}([a-z]?)-|", name)[1] or ""
+                kind = KINDS.get(role(cell), "given code")
+                found[name] = f"Task {task.number}{letter}. {task.title} ({kind})"
+    return found
 
 
 def answers(path: Path) -> list[Answer]:

@@ -12,6 +12,7 @@ import shutil
 import unicodedata
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -20,6 +21,7 @@ from tools import Refusal, write_file
 from tools.grading.source import grade_id, nbgrader, role
 
 MAX_BYTES = 20_000_000
+PICTURES = ("image/png", "image/jpeg")
 STUDENT = re.compile(r"[\w@-][\w.@-]*")
 # Canvas puts everybody's files into one folder: name_number_number_file, or name_LATE_….
 CANVAS = re.compile(r"([^_]+)(?:_LATE|_late)?_\d+_\d+_(.+)")
@@ -208,6 +210,7 @@ def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode,
     """Put a student's answers into the released notebook, and say what a person should know."""
     own = {grade_id(cell): cell for cell in released.cells if nbgrader(cell)}
     answers, extras, notes = _answers(released, own, theirs)
+    pasted = {str(grade_id(cell)): cell.get("attachments") for cell in theirs.cells}
     cells = extras[""]
     for cell in copy.deepcopy(released.cells):
         name, more = grade_id(cell), extras.get(cell.id, [])
@@ -217,6 +220,8 @@ def compose(released: NotebookNode, theirs: NotebookNode) -> tuple[NotebookNode,
             notes.append(f"the locked cell {name} was edited and was restored")
         elif name and not nbgrader(cell).locked:
             cell.source = answers[name]
+            if role(cell) == "written" and (pictures := _pictures(pasted[name])):
+                cell.attachments = pictures
             joined = "\n".join([cell.source, *(part.source for part in more[:1])])
             if role(cell) == "solution" and _fault(cell.source) and not _fault(joined):
                 cell.source, more = joined, more[1:]
@@ -279,6 +284,17 @@ def _fault(source: str) -> str:
     except (ValueError, RecursionError, MemoryError):
         return "syntax error"
     return ""
+
+
+def _pictures(attachments: Any) -> dict[str, dict[str, str]]:
+    """Of what was pasted into a cell the pictures."""
+    if not isinstance(attachments, dict):
+        return {}
+    return {
+        name: {kind: bundle[kind] for kind in PICTURES if isinstance(bundle.get(kind), str)}
+        for name, bundle in attachments.items()
+        if isinstance(bundle, dict)
+    }
 
 
 def _extra(cell: NotebookNode) -> NotebookNode:
