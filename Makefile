@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself; the second time that takes no time.
 PYTHON ?= python3
-NAMED = $(if $(filter-out file,$(origin PYTHON)),NEW_PYTHON=1)
+# Only one named in this very command is another Python, not one of the shell.
+NAMED = $(if $(filter command,$(origin PYTHON)),NEW_PYTHON=1)
 COURSE = @$(NAMED) $(PYTHON) tools/bootstrap.py -m
 
 .PHONY: help lab test check run refresh book serve assignments grade formgrade grade-selftest \

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -90,14 +90,19 @@ def ensure(root: Path, install: Callable) -> None:
 
     `install` is called with (root, torch_index, fresh) if there is something to install.
     """
-    stamp = root / ".venv" / ".ready"
-    try:
-        found = json.loads(stamp.read_text())
-    except (OSError, ValueError):
-        found = {}
+    index = os.environ.get("TORCH_INDEX")
+    if index and "://" not in index and not Path(index).exists():
+        raise SetUpError(f"TORCH_INDEX is an address (https://...) or a folder, got {index!r}.")
+    stamp, old = root / ".venv" / ".ready", root / ".venv.old"
+    found = read(stamp) or read(old / ".ready")
     files = hashlib.sha256(f"{root} {EXTRAS}".encode())  # an environment can't be moved
     for name in ("pyproject.toml", "constraints.txt"):
         files.update((root / name).read_bytes())
+    with contextlib.suppress(OSError):  # a killed set-up had put it aside
+        if (old / ".ready").exists():
+            with lock(root):
+                shutil.rmtree(str(root / ".venv"), ignore_errors=True)
+                old.rename(root / ".venv")
     there, own = venv_python(root).exists(), root / ".venv" / ".course"
     current = "{}.{}".format(*sys.version_info[:2])
     python = current
@@ -106,23 +111,64 @@ def ensure(root: Path, install: Callable) -> None:
     wanted = {
         "python": python,
         # An index asked for once stays in use: only another one, asked for now, replaces it.
-        "torch_index": os.environ.get("TORCH_INDEX") or found.get("torch_index", ""),
+        "torch_index": index or found.get("torch_index", ""),
         "files": files.hexdigest(),
     }
     if there and found == wanted:
         return
-    if (root / ".venv").exists() and not found and not own.exists():
+    if (root / ".venv").exists() and not found and not own.exists() and not old.exists():
         raise SetUpError(f"{root / '.venv'} was not made by the course: move it away or delete it.")
     same_base = all(found.get(key) == wanted[key] for key in ("python", "torch_index"))
     with lock(root):
         fresh = not (there and same_base)
         if there and found:
             own.touch()  # made before there was this mark: an update that fails must not lose it
-        with contextlib.suppress(FileNotFoundError):
-            stamp.unlink()
-        install(root, wanted["torch_index"], fresh)
-        wanted["python"] = current if fresh else python
-        stamp.write_text(json.dumps(wanted))
+        with aside(root, there and bool(found)) if fresh else contextlib.nullcontext():
+            with contextlib.suppress(FileNotFoundError):
+                stamp.unlink()
+            install(root, wanted["torch_index"], fresh)
+            wanted["python"] = current if fresh else python
+            stamp.write_text(json.dumps(wanted))
+
+
+def read(stamp: Path) -> dict:
+    """What a stamp says, {} if there is none."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+@contextlib.contextmanager
+def aside(root: Path, keep: bool) -> Iterator:
+    """Make room for a new environment; the old one, to keep, comes back if that fails.
+
+    An environment is removed under another name, so that no half of one is ever in its place.
+    """
+    now, old = root / ".venv", root / ".venv.old"
+    shutil.rmtree(str(old), ignore_errors=True)
+    if now.exists():
+        print(
+            "Making .venv anew: "
+            + (
+                "for another Python or TORCH_INDEX; the old one comes back if that fails."
+                if keep
+                else "it was unfinished."
+            )
+        )
+        now.rename(old)
+        if not keep:
+            shutil.rmtree(str(old), ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        if keep:
+            shutil.rmtree(str(now), ignore_errors=True)
+            old.rename(now)
+        raise
+    with contextlib.suppress(FileNotFoundError):
+        (old / ".ready").unlink()  # from now on it is not to come back
+    shutil.rmtree(str(old), ignore_errors=True)
 
 
 def lock(root: Path) -> IO:
@@ -154,9 +200,6 @@ def install(root: Path, torch_index: str, fresh: bool) -> None:
                     f"{sys.executable} has no module {module}: install it (Debian and Ubuntu: "
                     "`apt install python3-venv`), then run the same command again."
                 )
-        if (root / ".venv").exists():
-            print("Removing a .venv that is unfinished or was made for something else.")
-            shutil.rmtree(str(root / ".venv"))
         announce(root, torch_index)
         if shutil.disk_usage(str(root)).free < DISK_NEEDED:
             raise no_space(root)

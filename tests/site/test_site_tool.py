@@ -118,6 +118,12 @@ def test_missing_sphinx_is_one_line(monkeypatch):
         site.main()
 
 
+def test_a_bad_port_is_refused_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["site", "--serve", "abc"])
+    with pytest.raises(Refusal, match="PORT is a number below 65536, got 'abc'"):
+        site.main()
+
+
 def test_the_book_is_served_on_request(tmp_path, monkeypatch, capsys):
     (tmp_path / "index.html").write_text("the book")
     serving = threading.Event()

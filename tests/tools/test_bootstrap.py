@@ -101,6 +101,58 @@ def test_an_interrupted_build_is_never_trusted(root, ensure):
     assert ensure() == "fresh"
 
 
+def test_an_environment_comes_back_if_its_successor_can_not_be_built(root, ensure, monkeypatch):
+    ensure()
+    mine, old = root / ".venv" / "mine", root / ".venv.old"
+    mine.touch()
+    monkeypatch.setenv("TORCH_INDEX", "https://other")
+    with pytest.raises(bootstrap.SetUpError):
+        ensure(fail=True)
+    assert mine.exists()
+    monkeypatch.delenv("TORCH_INDEX")
+    assert ensure() == "nothing"
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("half", ["nothing", "half a new one", "half removed, without its marks"])
+def test_what_a_killed_set_up_had_put_aside_is_taken_up_again(root, ensure, half):
+    ensure()
+    (root / ".venv" / "mine").touch()
+    (root / ".venv").rename(root / ".venv.old")
+    if half != "nothing":
+        (root / ".venv").mkdir()
+        (root / ".venv" / ("lib" if "removed" in half else ".course")).touch()
+    assert ensure() == "nothing"
+    assert (root / ".venv" / "mine").exists()
+
+
+def test_half_of_a_removed_environment_is_never_in_its_place(root, ensure, monkeypatch):
+    ensure()
+    (root / ".venv" / ".ready").unlink()
+
+    def stop(path, **_):
+        if Path(path).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap.shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ensure()
+    assert not (root / ".venv").exists()
+    assert ensure() == "fresh"
+    assert not (root / ".venv.old").exists()
+
+
+def test_an_index_that_can_be_none_is_refused_before_anything_is_removed(root, ensure, monkeypatch):
+    ensure()
+    monkeypatch.setenv("TORCH_INDEX", "cpu")
+    with pytest.raises(bootstrap.SetUpError, match=r"TORCH_INDEX is an address .* got 'cpu'"):
+        ensure()
+    assert (root / ".venv" / ".ready").exists()
+    monkeypatch.setenv("TORCH_INDEX", str(root))
+    assert ensure() == "fresh"
+
+
 def test_a_broken_stamp_or_a_vanished_python_means_a_new_build(root, ensure):
     ensure()
     (root / ".venv" / ".ready").write_text("{")
@@ -147,18 +199,18 @@ def test_an_environment_from_before_the_marker_is_known_by_its_stamp(root, ensur
 def test_a_new_build_is_stamped_with_the_python_that_made_it(root, ensure, monkeypatch):
     ensure()
     monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
-    monkeypatch.setenv("TORCH_INDEX", "elsewhere")
+    monkeypatch.setenv("TORCH_INDEX", "https://elsewhere")
     assert ensure() == "fresh"
     assert '"3.99"' in (root / ".venv" / ".ready").read_text()
 
 
 def test_a_torch_index_is_kept_until_another_is_named(ensure, monkeypatch):
     ensure()
-    monkeypatch.setenv("TORCH_INDEX", "somewhere")
+    monkeypatch.setenv("TORCH_INDEX", "https://somewhere")
     assert ensure() == "fresh"
     monkeypatch.delenv("TORCH_INDEX")
     assert ensure() == "nothing"
-    monkeypatch.setenv("TORCH_INDEX", "elsewhere")
+    monkeypatch.setenv("TORCH_INDEX", "https://elsewhere")
     assert ensure() == "fresh"
 
 

@@ -101,18 +101,21 @@ def serve(html: Path, port: int) -> None:
 def main() -> int:
     """Build this repository's book and say where it is; with --serve, show it."""
     parser = argparse.ArgumentParser(prog="make book", description=__doc__)
-    parser.add_argument("--serve", type=int, metavar="PORT", help="show the book on this port")
+    parser.add_argument("--serve", metavar="PORT", help="show the book on this port")
     arguments = parser.parse_args()
+    port = arguments.serve
+    if port is not None and not (port.isdecimal() and int(port) < 65536):
+        raise Refusal(f"PORT is a number below 65536, got {port!r}")
     if importlib.util.find_spec("sphinx") is None:
         raise Refusal('The book needs Sphinx: pip install -c constraints.txt -e ".[site]"')
     start = time.perf_counter()
     if npm.fetch(npm.MATHJAX, ROOT) is None:
-        print("npm could not fetch MathJax: the book's equations will come from the network.")
+        print("No npm, or no network for it: the book's equations will come from the network.")
     pages = build()
     seconds = time.perf_counter() - start
     print(f"{pages} pages in {seconds:.0f} s: {ROOT / '_build/html/index.html'}", flush=True)
-    if arguments.serve is not None:
-        serve(ROOT / "_build/html", arguments.serve)
+    if port is not None:
+        serve(ROOT / "_build/html", int(port))
     return 0
 
 

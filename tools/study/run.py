@@ -17,9 +17,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     nb = notebooks.read(chapter.notebook(root))
     notebooks.set_tier(nb, options.tier)
     result = root / "build" / "run" / f"{chapter.file}.ipynb"
-    print(f"Running {chapter.file}, tier {options.tier}.", flush=True)
     if options.tier == "gpu" and not _has_cuda():
-        print("There is no CUDA device here: on a processor this tier takes days.", flush=True)
+        raise Refusal("RUN=gpu needs a CUDA device, and there is none here; RUN=coffee runs.")
+    print(f"Running the course's {chapter.file}, not the copy in study/, tier {options.tier}.")
     try:
         seconds = notebooks.execute(nb, chapter.notebook(root).parent, root)
     except (Refusal, KeyboardInterrupt):
