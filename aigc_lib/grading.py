@@ -21,19 +21,19 @@ class NotYet(AssertionError):
 def task(name: str) -> Iterator[None]:
     """Turn whatever fails inside the block into one sentence that begins with the name: NotYet.
 
-    It says that the task is not solved yet (NotImplementedError, NameError), what a test found
-    (AssertionError), or where the code stopped and why.
+    It says that the task is not solved yet (NotImplementedError, a NameError of the test itself),
+    what a test found (AssertionError), or where the code stopped and why.
     """
     try:
         yield
     except NotImplementedError:
         sentence = "not solved yet. Replace `raise NotImplementedError()` in the cell above."
-    except NameError as error:
-        sentence = f"not solved yet, or not run: {error}. Run the cells from the top."
     except AssertionError as error:
         sentence = str(error) or f"a test does not hold{_place(error)}."
     except Exception as error:
         sentence = f"the code raised {type(error).__name__}: {error}{_place(error)}."
+        if isinstance(error, NameError) and len(_written(error)) < 2:  # the test's own line
+            sentence = f"not solved yet, or not run: {error}. Run the cells from the top."
     else:
         return
     raise NotYet(f"{name}: {sentence}")
@@ -67,9 +67,13 @@ def answer(what: str, got: Any, expected: Tensor | float, *, tol: float = 1e-6) 
 
 
 def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    written = [frame for frame in frames if not os.path.exists(frame.filename)]
-    if not written:
+    if not (written := _written(error)):
         return ""
     last = written[-1]
     return f' (in `{last.name}`, line {last.lineno}: "{last.line}")'
+
+
+def _written(error: Exception) -> list[traceback.FrameSummary]:
+    """The frames of what was written in the notebook, the test's own first."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not os.path.exists(frame.filename)]

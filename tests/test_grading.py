@@ -36,6 +36,17 @@ def test_a_task_names_the_line_of_a_notebook(code):
         names["f"]()
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("solve(1)", "not solved yet, or not run: name 'solve'"), ("f()", "NameError: name 'lefft'")],
+)
+def test_a_missing_name_is_the_tests_or_the_students_own(code, words):
+    names = {"task": grading.task}
+    exec(compile("def f():\n    return lefft", "<cell>", "exec"), names)
+    with pytest.raises(grading.NotYet, match=words):
+        exec(compile(f"with task('Task 1'):\n    {code}", "<test>", "exec"), names)
+
+
 def test_a_task_that_is_solved_says_nothing_and_a_stop_is_no_failure(capsys):
     with grading.task("Task 1"):
         pass

@@ -148,6 +148,7 @@ def main() -> int:
         if not own.exists():  # never over somebody's work
             write_file(own, (COURSE / "release" / name / own.name).read_bytes())
     print("Give these files to students; they hold neither solutions nor hidden tests.")
+    print("Your own copies are in study/assignments/.")
     return 0
 
 

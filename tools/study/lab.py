@@ -2,7 +2,7 @@
 
 A chapter is copied when it is new, or when it has a newer version and the learner hasn't changed
 a cell of it. Running cells is no change. A changed chapter is never overwritten. Copies have no
-outputs of proofs yet: predict, then run.
+outputs yet but figures: predict, then run.
 """
 
 import argparse
@@ -47,11 +47,12 @@ def update(root: Path, book: manifest.Book) -> list[str]:
 
 
 def _unproven(content: bytes) -> bytes:
-    """A chapter whose proofs have not been run: its reader predicts, then runs. Figures stay."""
+    """A chapter that has not been run: its reader predicts, then runs. Only figures stay."""
     nb = json.loads(content)
     for cell in nb["cells"]:
-        if "nbval-check-output" in cell["metadata"].get("tags", ()):
-            cell.update(outputs=[], execution_count=None)
+        if cell["cell_type"] == "code":
+            shown = [out for out in cell["outputs"] if "image/png" in out.get("data", {})]
+            cell.update(outputs=shown, execution_count=None)
     return (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -108,7 +109,8 @@ def main() -> int:
         raise Refusal(f"PORT is a number below 65536, got {port!r}")
     book, is_new = manifest.load(), not (ROOT / "study").exists()
     kept = update(ROOT, book)
-    print("\n".join(["Your copies of the chapters are in study/.", *kept]))
+    said = "Your copies of the chapters are in study/, without what cells print: predict, then run."
+    print("\n".join([said, *kept]))
     print("Starting JupyterLab on them; Ctrl-C twice ends it.", flush=True)
     first = book.chapters[0].notebook().name if is_new else ""
     return bootstrap.become(*jupyter(ROOT, port, first))
