@@ -225,6 +225,13 @@ def test_limits_are_read_and_wrong_ones_named():
             grade.limits(wrong)
 
 
+def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "available", lambda: "")
+    monkeypatch.setattr(sys, "argv", ["grade", f"--submissions={tmp_path}", "--jobs=x"])
+    with pytest.raises(Refusal, match="JOBS is a number from 1 on, got 'x'"):
+        grade.main()
+
+
 def test_the_formgrader_needs_something_graded(tmp_path, monkeypatch):
     monkeypatch.setattr(formgrade, "COURSE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["formgrade"])

@@ -234,6 +234,15 @@ def test_a_zip_is_opened_and_what_is_none_is_named(handed_in):
     assert strange[0].startswith("bo/20_b.zip: not a readable zip")
 
 
+def test_what_lies_in_a_wrong_place_is_told_where_it_belongs(handed_in):
+    _, strange = handed_in("ada/11_a.ipynb", "canvas/bo_12_34_11_a.ipynb", "All of them.zip")
+    assert (
+        strange[0]
+        == "All of them.zip: not a student's folder; if it is the whole class, unzip it first"
+    )
+    assert strange[1].endswith("named as by Canvas: move it up, it belongs beside the folders")
+
+
 def test_of_two_the_released_name_and_the_higher_place_count_and_a_tie_is_told(handed_in):
     places = "ada/11_a.ipynb", "ada/11_a (1).ipynb", "bo/old/11_a.ipynb", "bo/11_a.ipynb"
     found, strange = handed_in(*places, "cy/11_a (1).ipynb", "cy/11_a (2).ipynb", "cy/20_b.ipynb")
@@ -243,8 +252,10 @@ def test_of_two_the_released_name_and_the_higher_place_count_and_a_tie_is_told(h
         ("cy", "20_b"): "cy/20_b.ipynb",
     }
     assert strange == [
-        "ada/11_a (1).ipynb: there are two; the other one is graded",
-        "bo/old/11_a.ipynb: there are two; the other one is graded",
+        "ada/11_a (1).ipynb: there are two; ada/11_a.ipynb was graded, by its name or place: "
+        "remove one if that is wrong",
+        "bo/old/11_a.ipynb: there are two; bo/11_a.ipynb was graded, by its name or place: "
+        "remove one if that is wrong",
         "cy: 11_a (1).ipynb, 11_a (2).ipynb: which one is 11_a? None of them was graded",
     ]
 

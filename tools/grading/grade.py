@@ -192,7 +192,9 @@ def main() -> int:
     course, unsafe = arguments.course.resolve(), arguments.unsafe not in ("", "0")
     if not unsafe and (fault := job.available()):
         raise Refusal(f"{fault}\n{job.UNSAFE}\nIf you want that nevertheless, add UNSAFE=1.")
-    jobs = int(arguments.jobs or max(1, (os.cpu_count() or 1) // 2))
+    jobs = arguments.jobs or str(max(1, (os.cpu_count() or 1) // 2))
+    if not (jobs.isdecimal() and int(jobs)):
+        raise Refusal(f"JOBS is a number from 1 on, got {jobs!r}")
     with lock(course):
         digests = release.sources(course, arguments.sources)
         release.generate(course, digests)
@@ -200,7 +202,7 @@ def main() -> int:
         found, strange = discover(folder, list(digests), course / "unpacked")
         grader = Grader(course, digests, limits(arguments.limits), unsafe)
         strange += [OLDER.format(s.student, s.path.name) for s in found if grader.older(s)]
-        states = grade_all(grader, found, jobs)
+        states = grade_all(grader, found, int(jobs))
         gradebook.report(course, *grader.ever(), strange)
         gradebook.feedback(course, found, states)
     count = sum(state["status"] != "graded" for state in states)

@@ -97,7 +97,10 @@ def report(course: Path, found: list[Submission], states: list[dict], strange: l
     write_file(course / "grades.csv", text.getvalue().encode())
     parts = ["# What needs a human\n"]
     for title, lines in (
-        (f"No score: mark it by hand or have it mended. {AGAIN}", lists["no score"]),
+        (
+            f"No score: have it mended, or mark it where the formgrader lists it. {AGAIN}",
+            lists["no score"],
+        ),
         ("There is a score; look whether it is deserved", lists["look"]),
         ("Not a submission", strange),
         ("Written answers to mark: `make formgrade`, then `make grade` again", lists["written"]),

@@ -88,7 +88,9 @@ def discover(
         if name and student and place.is_file() and not place.is_symlink():
             meant.setdefault((student, name), []).append(place)
         elif place.is_symlink() or not place.is_dir():
-            strange.append(f"{place.name}: not a student's folder")
+            is_zip = place.suffix == ".zip"
+            more = "; if it is the whole class, unzip it first" if is_zip else ""
+            strange.append(f"{place.name}: not a student's folder{more}")
         elif not student:
             strange.append(f"{place.name}: a name has letters, digits, spaces and . _ - @ only")
         elif student in whose:
@@ -103,6 +105,9 @@ def discover(
                     meant.setdefault((student, name), []).append(path)
                 else:
                     why = f"not the file of an assignment ({', '.join(assignments)})"
+                    flat = CANVAS.fullmatch(path.stem)
+                    if flat and _assignment(Path(flat[2] + path.suffix), assignments):
+                        why = "named as by Canvas: move it up, it belongs beside the folders"
                     strange.append(f"{place.name}/{_inside(path, place)}: {why}")
             if not any(name for _, name in named):
                 strange.append(f"{place.name}: holds no notebook of an assignment")
@@ -126,7 +131,11 @@ def _chosen(meant: dict, folder: Path) -> tuple[list[Submission], list[str]]:
             continue
         found.append(Submission(student, name, first))
         shown = [f"{student}/{_inside(path, folder / student)}" for path in rest]
-        strange += [f"{path}: there are two; the other one is graded" for path in shown]
+        graded = f"{student}/{_inside(first, folder / student)}"
+        why = (
+            f"there are two; {graded} was graded, by its name or place: remove one if that is wrong"
+        )
+        strange += [f"{path}: {why}" for path in shown]
     return found, strange
 
 
