@@ -79,17 +79,11 @@ def discover(
     meant: dict[tuple[str, str], list[Path]] = {}
     strange, whose = [], {}
     for place in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        student, name = identity(place.name), ""
-        if flat := CANVAS.fullmatch(place.stem):
-            student, name = (
-                identity(flat[1]),
-                _assignment(Path(flat[2] + place.suffix), assignments),
-            )
+        student, name = _by_canvas(place, assignments) or (identity(place.name), "")
         if name and student and place.is_file() and not place.is_symlink():
             meant.setdefault((student, name), []).append(place)
         elif place.is_symlink() or not place.is_dir():
-            is_zip = place.suffix == ".zip"
-            more = "; if it is the whole class, unzip it first" if is_zip else ""
+            more = "; if it is the whole class, unzip it first" * (place.suffix == ".zip")
             strange.append(f"{place.name}: not a student's folder{more}")
         elif not student:
             strange.append(f"{place.name}: a name has letters, digits, spaces and . _ - @ only")
@@ -104,10 +98,7 @@ def discover(
                 if name:
                     meant.setdefault((student, name), []).append(path)
                 else:
-                    why = f"not the file of an assignment ({', '.join(assignments)})"
-                    flat = CANVAS.fullmatch(path.stem)
-                    if flat and _assignment(Path(flat[2] + path.suffix), assignments):
-                        why = "named as by Canvas: move it up, it belongs beside the folders"
+                    why = _why_not(path, assignments)
                     strange.append(f"{place.name}/{_inside(path, place)}: {why}")
             if not any(name for _, name in named):
                 strange.append(f"{place.name}: holds no notebook of an assignment")
@@ -116,6 +107,19 @@ def discover(
         listed = "\n".join(f"  {line}" for line in [*strange, *others][:10])
         raise Refusal(f"nothing to grade in {folder}; {EXPECTED.format(folder=folder)}\n{listed}")
     return found, strange + others
+
+
+def _by_canvas(path: Path, assignments: list[str]) -> tuple[str, str] | None:
+    """Student and assignment that a file names as Canvas does; None for other names."""
+    if not (flat := CANVAS.fullmatch(path.stem)):
+        return None
+    return identity(flat[1]), _assignment(Path(flat[2] + path.suffix), assignments)
+
+
+def _why_not(path: Path, assignments: list[str]) -> str:
+    if (flat := _by_canvas(path, assignments)) and flat[1]:
+        return "named as by Canvas: move it up, it belongs beside the folders"
+    return f"not the file of an assignment ({', '.join(assignments)})"
 
 
 def _chosen(meant: dict, folder: Path) -> tuple[list[Submission], list[str]]:
