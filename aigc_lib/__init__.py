@@ -9,6 +9,7 @@ Map of the package (a learner can read all of it in a weekend):
     grading      what an assignment's tests are made of
     plotting     palette, grids, curves
     checkpoint   atomic save and load of tensors and JSON; nothing is ever unpickled
+    schedules    noise schedules of diffusion: signal, sigma, and the maps between predictions
     train        the training loop, a generator of Step records
     optimizers   several that step as one: Muon for the matrices, AdamW for all else
     ema          the running average of a model's weights
@@ -16,8 +17,8 @@ Map of the package (a learner can read all of it in a weekend):
     kernels      Triton, for the ops that have a kernel
     layers       modules shared by two or more models
     models       one family per file: a config and its modules; weights/ of the judge of digits
-    objectives   likelihoods, divergences, the ELBO, a GAN's losses: one value per example
-    sampling     decoding: temperature, top-k, top-p, a cache of keys and values
+    objectives   likelihoods, the ELBO, losses of GANs and of diffusion: one value per example
+    sampling     decoding: temperature, top-k, top-p, a cache; diffusion: from noise to data
     data         embedded data sets, made or already installed; MNIST, to be fetched, is optional
     metrics      bits per character, exact match, BLEU; recognition, coverage, Fréchet distance
 

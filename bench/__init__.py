@@ -9,6 +9,7 @@
 
 The other modules hold the cases, `cases(device, *, quick, compiled)`: those of the ops that
 `aigc_lib.ops.registry` lists, and decode. `quick` makes them small, `compiled` puts torch.compile
-among the peers. Two comparisons stand apart: `python -m bench.experiments.language` trains language
-models for equal CPU time, `python -m bench.experiments.dcgan` a DCGAN without one rule at a time.
+among the peers. Three comparisons stand apart, in `bench.experiments`: `language` trains language
+models for equal CPU time, `dcgan` a DCGAN without one rule at a time, `diffusion` one U-Net by
+three losses.
 """

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_map_only
 from aigc_lib import device
 
 backend_registration._setup_privateuseone_for_python_backend("pretend")
+torch.pretend.is_available = lambda: False  # other tests of this process must not look for it
 MPS = torch.device("pretend", 0)
 
 

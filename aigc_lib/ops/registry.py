@@ -29,6 +29,7 @@ OPS = (
     Op("rms_norm", "norm", "norm"),
     Op("cross_entropy", "cross_entropy", "cross_entropy"),
     Op("linear_cross_entropy", "linear_cross_entropy", "cross_entropy"),
+    Op("group_norm_silu", "group_norm_silu", "group_norm_silu"),
     Op("sample_token", "sample_token", "sample_token"),
 )
 NAMES = tuple(op.name for op in OPS)

@@ -129,5 +129,5 @@ def test_an_unknown_op_is_one_line_and_no_traceback():
     assert done.stdout == ""
     assert done.stderr == (
         "no op 'norms' to race; there are attention, norm, cross_entropy, linear_cross_entropy, "
-        "sample_token, decode\n"
+        "group_norm_silu, sample_token, decode\n"
     )

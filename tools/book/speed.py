@@ -21,6 +21,7 @@ def page(root: Path) -> str:
     lines = [HEAD]
     for name, result in results.items():
         table = _language if "recipes" in result else _dcgan if "arms" in result else _race
+        table = _diffusion if "-diffusion" in name else table
         lines += table(name, result)
     return "\n".join([*lines, "## What was not measured", "", *_gaps(results)]) + "\n"
 
@@ -126,6 +127,31 @@ def _dcgan(name: str, result: dict) -> list[str]:
         for values in (shares, distances) if rows else ():
             cells += [f"{statistics.median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}"]
         lines.append(_cells(arm, change, *(cells or ["—"] * 4)))
+    return [*lines, ""]
+
+
+def _diffusion(name: str, result: dict) -> list[str]:
+    lines = [
+        *_head("Losses of a diffusion model", name, result),
+        f"- **Command:** `{result['command']}`: chapter 40's net, trained for as many steps under "
+        f"each loss, from {len(result['seeds'])} seeds.",
+        "",
+        "The bound on −log p, in bits per pixel, and of 1000 samples, drawn in 50 ancestral steps: "
+        "the share that the judge recognises, relative to fresh real images, the share that shows "
+        "its label, and the Fréchet distance to real images; means over seeds.",
+        "",
+        "| arm | what is learned | bits | recognised | label | Fréchet |",
+        "|:--|:--|--:|--:|--:|--:|",
+    ]
+    for arm, change in result["arms"].items():
+        rows = [row for row in result["rows"] if row["arm"] == arm]
+        drawn = [row["samples"]["ancestral 50"] for row in rows]
+        real = [row["samples"]["real"]["recognised"] for row in rows]
+        shares = [one["recognised"] / best for one, best in zip(drawn, real, strict=True)]
+        columns = [row["bound"] for row in rows], shares
+        columns += tuple([one[key] for one in drawn] for key in ("label", "frechet"))
+        cells = [f"{statistics.mean(values):.3g}" for values in columns] if rows else ["—"] * 4
+        lines.append(_cells(arm, change, *cells))
     return [*lines, ""]
 
 

@@ -1,0 +1,1 @@
+"""GroupNorm and SiLU in one: kernels, and how they join autograd."""
