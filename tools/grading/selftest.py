@@ -3,7 +3,8 @@
 For each assignment: the reference, the released blank, all alternatives together, and the first,
 second, third wrong answer of every task together, with the points that tests/assignments/ says they
 keep. Then the same under the names and in the folders in which files really come, and beside them
-the hostile set. Nothing but build/selftest/ is written.
+the hostile set. Nothing but build/selftest/ is written. Last comes a term: marks by hand, a
+clean-up, late work, a killed grader (tests/grading/term.py).
 """
 
 import argparse
@@ -256,7 +257,9 @@ def main() -> int:
     if not harm:
         print("No harm: canary file and other students' rows as before, nobody called, no line of")
         print(f"a hidden test in {len(list((course / 'feedback').rglob('*.html')))} pages.")
-    return int(right < len(good + bad) or bool(harm) or bool(killed))
+    term = [sys.executable, "-m", "pytest", "-q", "tests/grading/term.py"]
+    lost = subprocess.run(term, cwd=ROOT).returncode  # marks, a clean-up, late work, a kill
+    return int(right < len(good + bad) or bool(harm) or bool(killed) or lost != 0)
 
 
 def kill_test(work: Path, few: list[Case], before: dict, jobs: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""A term of grading: marks by hand, a clean-up, late work, a killed grader; the table is right."""
+"""A term of grading: marks by hand, a clean-up, late work, a killed grader; the table is right.
+
+`make grade-selftest` runs it; it takes a minute of real grading.
+"""
 
 import csv
 import json
