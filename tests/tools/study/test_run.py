@@ -31,6 +31,7 @@ def test_a_tier_for_gpus_is_refused_where_there_is_none(course, monkeypatch, tie
     nb.cells[0].metadata["tags"] = ["parameters"]
     course.write(nb)
     monkeypatch.setattr(run, "_has_cuda", lambda: has_cuda)
+    monkeypatch.setattr(run.notebooks, "execute", lambda *_: 1.0)
     refused = tier == "gpu" and not has_cuda
     refusal = pytest.raises(Refusal, match="RUN=gpu needs a CUDA device")
     with refusal if refused else contextlib.nullcontext():
