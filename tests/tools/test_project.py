@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import subprocess
 import tomllib
 from itertools import chain
 
@@ -42,6 +43,13 @@ def test_conda_installs_what_pip_installs():
         names.append(requirement.name)
         assert requirement == REQUIREMENTS[requirement.name]
     assert names == ["jupyterlab", "torch", "matplotlib", "nbval", "einops"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_sources_are_the_same_bytes_whatever_git_is_told():
+    line = ["git", "-c", "core.autocrlf=true", "check-attr", "text", "eol", "--", "README.md"]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == "README.md: text: auto\nREADME.md: eol: lf\n"
 
 
 def test_the_constraints_are_exact_and_within_the_ranges():

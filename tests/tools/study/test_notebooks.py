@@ -148,3 +148,12 @@ def test_a_cell_that_fails_is_named_and_ends_the_run(course, source, message):
     assert nb.cells[0].outputs
     assert nb.cells[1].outputs[0].evalue == "announced"
     assert not nb.cells[3].outputs
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such sockets")
+def test_sockets_of_kernels_have_short_names_whatever_tmpdir_says(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(long))
+    monkeypatch.setattr(notebooks, "_socket_folder", notebooks._socket_folder.__wrapped__)
+    assert len(notebooks.channels()["ip"]) < 60
