@@ -1,10 +1,11 @@
 """`python -m bench.experiments.diffusion [--seeds 5] [--only "the recipe" …] [--jobs 1]`.
 
 One U-Net learns digits by diffusion: by chapter 40's recipe, and as Ho et al. did, under their two
-losses, the simple one and the one with the bound's own weights. These two differ in the weights
-alone; all three share data, optimizer, number of steps and first weights. Two numbers tell what a
-loss is worth: the bound on −log p in bits per pixel, and what the judge says of samples. The
-recipe's nets are sampled in three ways, with few and with many questions to the net.
+losses, the simple one and the one with the bound's own weights, which stand before the error or
+say how often a level is drawn. These three differ in that alone; all four share data, optimizer,
+number of steps and first weights. Two numbers tell what a loss is worth: the bound on −log p in
+bits per pixel, and what the judge says of samples. The recipe's nets are sampled in three ways,
+with few and with many questions to the net.
 
 `--jobs` trains so many side by side, each with one thread. The result is one file per run, written
 anew after every training, so that Ctrl-C loses only those that are under way; the same command with
@@ -68,13 +69,18 @@ class Arm:
     predicts: str
     schedule: schedules.Discrete
     weights: Tensor  # (S,), of the mean squared error of what is predicted
-    middle: float | None = None  # t/S is the sigmoid of a normal draw with this mean; None: uniform
-    spread: float = 1.0  # and with this deviation
+    chances: Tensor  # (S,), in proportion to which the levels are drawn
 
 
 def _v_like(most: float = 100.0) -> Tensor:
     """1/σ², which turns an error of x₀ into one of v, where it does not exceed `most`."""
     return (1 / (1 - COSINE.alpha_bars)).clamp(max=most)
+
+
+def _bell(middle: float, spread: float) -> Tensor:
+    """The density of t/S, if its logit is normal."""
+    u = (torch.arange(NOISE_STEPS, dtype=torch.float64) + 0.5) / NOISE_STEPS
+    return torch.exp(-0.5 * ((u.logit() - middle) / spread) ** 2) / (u * (1 - u))
 
 
 def _bound() -> Tensor:
@@ -83,27 +89,35 @@ def _bound() -> Tensor:
     return beta / (2 * (1 - beta) * (1 - LINEAR.alpha_bars))
 
 
-WHOLE = "the recipe"
+WHOLE, EVEN = "the recipe", torch.ones(NOISE_STEPS, dtype=torch.float64)
 ARMS = {
     WHOLE: Arm(
         words="x₀ predicted, weighted by 1/σ² up to 100; cosine; t drawn about the middle",
         predicts="x0",
         schedule=COSINE,
         weights=_v_like(),
-        middle=0.3,
-        spread=0.9,
+        chances=_bell(0.3, 0.9),
     ),
     "simple": Arm(
         words="ε predicted, unweighted; linear; all t alike",
         predicts="eps",
         schedule=LINEAR,
-        weights=torch.ones(NOISE_STEPS),
+        weights=EVEN,
+        chances=EVEN,
     ),
     "bound": Arm(
         words="ε predicted, weighted as in the bound; linear; all t alike",
         predicts="eps",
         schedule=LINEAR,
         weights=_bound(),
+        chances=EVEN,
+    ),
+    "bound, drawn": Arm(
+        words="ε predicted, unweighted; linear; t drawn by its weight in the bound",
+        predicts="eps",
+        schedule=LINEAR,
+        weights=EVEN,
+        chances=_bound(),
     ),
 }
 COUNTS = {
@@ -145,11 +159,8 @@ def new_net(recipe: Recipe, seed: int) -> UNet:
 def times_of(arm: Arm, count: int, draws: torch.Generator) -> Tensor:
     """One time from each of `count` equally likely slices: a batch has all levels of noise."""
     u = (torch.arange(count) + torch.rand(count, generator=draws)) / count
-    if arm.middle is not None:
-        normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
-        u = torch.sigmoid(arm.middle + arm.spread * normal)
-    steps = arm.schedule.num_steps
-    return (u * steps).long().clamp(max=steps - 1)
+    ends = arm.chances.cumsum(0)
+    return torch.searchsorted(ends, u * ends[-1], right=True).clamp(max=len(ends) - 1)
 
 
 def loss_of(

@@ -95,9 +95,15 @@ def test_times_come_from_all_slices_evenly_or_about_the_middle():
     arm = diffusion.ARMS[diffusion.WHOLE]
     t = diffusion.times_of(arm, 20_000, draws)
     logits = torch.logit((t.double() + 0.5) / 1000)
-    assert logits.mean().item() == pytest.approx(arm.middle, abs=0.02)
-    assert logits.std().item() == pytest.approx(arm.spread, abs=0.02)
+    assert logits.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert logits.std().item() == pytest.approx(0.9, abs=0.02)
     assert 0 <= t.min() < t.max() <= 999
+    drawn, factors = diffusion.ARMS["bound, drawn"], diffusion.ARMS["bound"]
+    share = (
+        torch.bincount(diffusion.times_of(drawn, 100_000, draws), minlength=1000).double() / 100_000
+    )
+    assert torch.allclose(share, factors.weights / factors.weights.sum(), atol=1e-4)
+    assert torch.equal(drawn.weights, diffusion.ARMS["simple"].weights)
 
 
 @pytest.mark.parametrize("schedule", [diffusion.COSINE, diffusion.LINEAR])
@@ -112,7 +118,8 @@ def test_a_sampler_asks_at_times_even_in_log_snr(schedule):
 def shortened(name, steps=12):
     arm = diffusion.ARMS[name]
     schedule = {diffusion.COSINE: cosine, diffusion.LINEAR: linear}[arm.schedule](steps)
-    return replace(arm, schedule=schedule, weights=arm.weights[:steps])
+    short = {"weights": arm.weights[:steps], "chances": arm.chances[:steps]}
+    return replace(arm, schedule=schedule, **short)
 
 
 def test_all_arms_start_alike_and_a_seed_fixes_a_row_but_for_its_seconds(monkeypatch):
