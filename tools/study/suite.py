@@ -26,6 +26,8 @@ except ImportError:  # Windows
     resource = None
 
 REPORTS = Path("build", "test")
+# A notebook in there is material of a test; kernels' tests have their own phase.
+TESTS = ["tests", "--ignore=tests/kernels", "--ignore-glob=tests/*.ipynb"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -50,17 +52,14 @@ LONGEST_FIRST = ["--dist", "loadfile", "--no-loadscope-reorder", "-p", "tools.st
 PROOFS = ["-p", "tools.study.nbval_watch", "--nbval-lax", "--nbval-current-env"]
 
 
-def unit_tests(*paths: str, browser: bool = True) -> Phase:
-    """The tests in tests/ or in some files of it, on all cores, the longest files first.
+def together(*paths: str, browser: bool = True) -> Phase:
+    """Test files and, beside them, notebooks, executed on one thread each with proofs compared.
 
-    Notebooks among the files are executed beside them.
+    On all cores, what takes longest first: together they leave no core idle at their ends.
     """
-    line = ["pytest", "-n", str(num_workers()), *LONGEST_FIRST]
+    line = ["pytest", "-n", str(num_workers()), *LONGEST_FIRST, *PROOFS]
     line += [] if browser else ["-m", "not browser"]
-    if any(path.endswith(".ipynb") for path in paths):
-        return Phase("tests and notebooks", [[*line, *PROOFS, *paths]], KERNEL_ENVIRONMENT)
-    line += ["-p", "no:nbval", *(paths or ("tests", "--ignore=tests/kernels"))]
-    return Phase("unit tests", [line], ONE_THREAD)
+    return Phase("tests and notebooks", [[*line, *paths]], KERNEL_ENVIRONMENT)
 
 
 def kernels() -> list[Phase]:
@@ -78,20 +77,12 @@ def kernels() -> list[Phase]:
     ]
 
 
-def notebooks(*paths: str) -> Phase:
-    """Notebooks, executed side by side on one thread each, the longest first; proofs compared."""
-    # pytest's other plugins would import much that only other tests need.
-    line = ["pytest", "--disable-plugin-autoload", "-p", "xdist.plugin", "-p", "nbval.plugin"]
-    line += ["-n", str(min(len(paths), num_workers())), *LONGEST_FIRST, *PROOFS, *paths]
-    return Phase("notebooks", [line], KERNEL_ENVIRONMENT)
-
-
 def check(since: str) -> list[Phase]:
     """What the changes since a commit can have broken; says what that is, and what is left out."""
     changed = affected.changed(ROOT, since)
     choice = affected.choose(ROOT, manifest.load(), changed)
     print(affected.explained(changed, choice))
-    tests = unit_tests(*choice.notebooks, *choice.tests, browser=choice.browser)
+    tests = together(*choice.notebooks, *choice.tests, browser=choice.browser)
     return [LINT, tests, *(kernels() if choice.kernels else [])]
 
 
@@ -171,7 +162,7 @@ def main() -> int:
     book = manifest.load()
     number = len(book.chapters)
     budget = f" of at most {240 + 30 * number}: 4 min + 0.5 min × {number} chapters"
-    phases = [LINT, unit_tests(), *kernels(), notebooks(*manifest.notebooks(book))]
+    phases = [LINT, *kernels(), together(*manifest.notebooks(book), *TESTS)]
     return run(phases, budget=budget)
 
 

@@ -89,7 +89,7 @@ def test_notebooks_are_executed_and_compared_in_their_tree_and_one_that_waits_is
     (course.root / "aigc_lib").mkdir()
     (course.root / "aigc_lib" / "__init__.py").write_text("OWN = 'of this tree'")
     (course.root / "short.py").write_text(SHORT)
-    phase = suite.notebooks("chapters")
+    phase = suite.together("chapters")
     (line,) = phase.commands
     line[line.index("-n") : line.index("--dist")] = []
     line += ["-p", "short"]
