@@ -15,7 +15,7 @@ class PointNet(nn.Module):
 
     p is sinusoidal; `scale` is that of a UNet. The output starts at 0.
 
-    Source: He et al. 2016, figure 1, with perceptrons for convolutions.
+    Source: He et al. 2016 (identity mappings), figure 1, with perceptrons for convolutions.
     Derived: —
     """
 
