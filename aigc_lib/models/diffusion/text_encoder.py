@@ -15,6 +15,8 @@ from aigc_lib.layers.mlp import MLP
 from aigc_lib.layers.norm import LayerNorm
 from aigc_lib.layers.positions import Sinusoidal
 
+Text = tuple[Float[Tensor, "B M C"], Bool[Tensor, "B M"]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
@@ -45,21 +47,16 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
         self.config, width = config, config.width
+        norm = partial(LayerNorm, width)
         self.embedding = TokenEmbedding(config.vocab_size, width, config.context)
         self.positions = Sinusoidal(width, config.context)
         self.blocks = Stack(
-            Block(
-                MultiHeadAttention(width, config.num_heads),
-                MLP(width, 4 * width),
-                partial(LayerNorm, width),
-            )
+            Block(MultiHeadAttention(width, config.num_heads), MLP(width, 4 * width), norm)
             for _ in range(config.num_layers)
         )
-        self.norm = LayerNorm(width)
+        self.norm = norm()
 
-    def forward(
-        self, tokens: Int[Tensor, "B M"]
-    ) -> tuple[Float[Tensor, "B M C"], Bool[Tensor, "B M"]]:
+    def forward(self, tokens: Int[Tensor, "B M"]) -> Text:
         """Vectors of width C and the mask; tokens run to V − 1."""
         x = self.embedding(tokens)  #                                      B M C
         x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
