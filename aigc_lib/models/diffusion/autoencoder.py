@@ -1,6 +1,7 @@
 """An autoencoder whose latent is a small image, for diffusion to work in."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from aigc_lib import expect
 from aigc_lib.ops.group_norm_silu import group_norm_silu
 
+_conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 Images, Latent, Maps = (Float[Tensor, axes] for axes in ("B C Y X", "B Z v u", "B W Y X"))
 
 
@@ -109,10 +111,6 @@ class _Block(nn.Module):
 class _NormSiLU(nn.GroupNorm):
     def forward(self, x: Maps) -> Maps:
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, eps=self.eps)
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
 
 
 def _layers(inputs, widths, outputs, *, grows):
