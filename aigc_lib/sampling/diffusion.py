@@ -40,9 +40,7 @@ class Options(TypedDict, total=False):
     times: Sequence[float] | None  # instead: where predict is asked, falling, the data left out
     parameterisation: str  # what predict gives, one of schedules', "eps" by default
     generator: torch.Generator | None
-    clip: (
-        tuple[float | Tensor, float | Tensor] | None
-    )  # limits of the predicted x₀; ε follows from it
+    clip: tuple[float | Tensor, float | Tensor] | None  # for the predicted x₀; ε follows from it
     start: Tensor | None  # the first x; None: noise as wide as data of variance 1 would be there
 
 

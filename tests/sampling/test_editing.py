@@ -3,7 +3,7 @@ import torch
 
 from aigc_lib.sampling.diffusion import ancestral, ddim, euler_maruyama, exponential, heun
 from aigc_lib.sampling.editing import coarse, image_to_image, inpaint
-from aigc_lib.schedules import VE, VP, Discrete, SubVP, linear
+from aigc_lib.schedules import VE, VP, Discrete, Straight, SubVP, linear
 from tests.noise import normal
 
 SAMPLERS = [ancestral, ddim, exponential, euler_maruyama, heun]
@@ -47,7 +47,8 @@ def correlated(rho, schedule):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "times"), [(VP(), HALF), (SubVP(), HALF), (VE(), HALF), (FEW, [17, 9, 0])]
+    ("schedule", "times"),
+    [(VP(), HALF), (SubVP(), HALF), (VE(), HALF), (Straight(), HALF), (FEW, [17, 9, 0])],
 )
 def test_it_begins_with_the_image_noised_to_the_first_time(schedule, times):
     state, *_ = image_to_image(ddim, wild, schedule, X0, times=times, generator=seeded())
@@ -66,7 +67,7 @@ def test_without_times_it_begins_at_the_last_level(schedule, last):
 
 
 @EXACT
-@pytest.mark.parametrize("schedule", [VP(), FEW, VE(0.1, 5.0)])
+@pytest.mark.parametrize("schedule", [VP(), FEW, VE(0.1, 5.0), Straight()])
 def test_outside_of_the_mask_every_level_has_its_own_noise(sampler, schedule):
     # The marginal of x_t given x₀ is N(signal x₀, sigma²) at each of the states, no level off.
     x0 = X0[:1].expand(600, -1, -1, -1)
@@ -149,13 +150,14 @@ def test_what_is_drawn_anew_leans_towards_what_is_known():
 
 
 @each
-@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
-@pytest.mark.parametrize("schedule", [VP(), FEW], ids=["VP", "discrete"])
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score", "velocity"])
+@pytest.mark.parametrize("schedule", [VP(), FEW, Straight()], ids=["VP", "discrete", "straight"])
 def test_outside_of_the_mask_nothing_is_touched(sampler, kind, schedule):
     x0 = (3 * X0).float()
     x0[0, 0, 0, :2] = torch.tensor([0.1, -1e-30])
+    times = [25, 10, 3] if schedule is FEW else [0.9, 0.4, 0.1]
     *_, last = inpaint(
-        sampler, wild, schedule, x0, MASK, num_steps=6, parameterisation=kind, generator=seeded()
+        sampler, wild, schedule, x0, MASK, times=times, parameterisation=kind, generator=seeded()
     )
     outside = (~MASK).expand_as(x0)
     assert torch.equal(last.x[outside], x0[outside])
