@@ -30,19 +30,15 @@ class AutoencoderConfig:
     def __post_init__(self):
         expect.count(channels=self.channels, patch=self.patch, widths=min(self.widths, default=0))
         expect.that(all(n % 8 == 0 for n in self.widths), "widths in multiples of 8", self.widths)
-        shape, factor = self.image_shape, self.factor
+        shape, factor = self.image_shape, self.patch * 2 ** (len(self.widths) - 1)
         fits = len(shape) == 3 and min(shape) >= 1 and not any(n % factor for n in shape[1:])
         expect.that(fits, f"image_shape (C, Y, X), Y and X in multiples of {factor}", shape)
 
     @property
-    def factor(self) -> int:
-        """How many pixels a place of the latent has on each side."""
-        return self.patch * 2 ** (len(self.widths) - 1)
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latent."""
-        return (self.channels, *(n // self.factor for n in self.image_shape[1:]))
+        factor = self.patch * 2 ** (len(self.widths) - 1)
+        return (self.channels, *(n // factor for n in self.image_shape[1:]))
 
 
 class Autoencoder(nn.Module):
