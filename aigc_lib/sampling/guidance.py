@@ -33,10 +33,8 @@ def guided(
     expect.that(interval[0] < interval[1], "interval, low < high", interval)
     expect.that(told and told.keys() == untold.keys(), "told and untold with the same names", told)
     for name, x in told.items():
-        shape = tuple(untold[name].shape)
-        expect.that(
-            shape in (x.shape, (1, *x.shape[1:])), f"untold {name} like told, or a row", shape
-        )
+        shape, fitting = tuple(untold[name].shape), (tuple(x.shape), (1, *x.shape[1:]))
+        expect.that(shape in fitting, f"untold {name} of one of {fitting}", shape)
     twice = {name: torch.cat([x, untold[name].expand_as(x)]) for name, x in told.items()}
 
     def predict(x: Tensor, condition: Tensor) -> Tensor:
