@@ -31,7 +31,8 @@ def guided(
     """
     expect.that(0 <= scale < math.inf, "a finite scale >= 0", scale)
     expect.that(interval[0] < interval[1], "interval, low < high", interval)
-    expect.that(told and told.keys() == untold.keys(), "told and untold with the same names", told)
+    same = bool(told) and told.keys() == untold.keys()
+    expect.that(same, "told and untold of the same names", (sorted(told), sorted(untold)))
     for name, x in told.items():
         shape, fitting = tuple(untold[name].shape), (tuple(x.shape), (1, *x.shape[1:]))
         expect.that(shape in fitting, f"untold {name} of one of {fitting}", shape)
