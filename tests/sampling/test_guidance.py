@@ -5,7 +5,7 @@ import torch
 
 from aigc_lib.sampling.diffusion import ddim
 from aigc_lib.sampling.guidance import guided
-from aigc_lib.schedules import VE, VP, SubVP, linear
+from aigc_lib.schedules import VE, VP, Straight, SubVP, linear
 from tests.noise import normal
 
 
@@ -170,7 +170,8 @@ def test_the_dtype_stays():
 def test_it_is_that_of_diffusers(scale):
     from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 
-    theirs = ClassifierFreeGuidance(guidance_scale=scale)(answer(LABEL), answer(NONE.expand(4)))
+    guider = ClassifierFreeGuidance(guidance_scale=scale)
+    theirs = guider.forward(answer(LABEL), answer(NONE.expand(4)))
     got = guided(Recorded(), {"label": LABEL}, {"label": NONE}, scale)(X, CONDITION)
     assert torch.allclose(got, theirs.pred, atol=1e-13)
 

@@ -22,14 +22,12 @@ class AutoencoderConfig:
     image_shape: tuple[int, int, int] = (3, 16, 16)  # channels, rows, columns
     channels: int = 4  # Z, of the latent
     patch: int = 2  # p, p × p pixels become the channels of one place, and at the end pixels again
-    widths: tuple[int, ...] = (
-        32,
-        64,
-    )  # maps of each level, in 8 groups; each next halves the sides
+    widths: tuple[int, ...] = (32, 64)  # maps of each level, a half as large as the one before
 
     def __post_init__(self):
         expect.count(channels=self.channels, patch=self.patch, widths=min(self.widths, default=0))
-        expect.that(all(n % 8 == 0 for n in self.widths), "widths in multiples of 8", self.widths)
+        even = not any(n % 16 for n in self.widths)
+        expect.that(even, "widths in multiples of 16", self.widths)
         shape, factor = self.image_shape, self.patch * 2 ** (len(self.widths) - 1)
         fits = len(shape) == 3 and min(shape) >= 1 and not any(n % factor for n in shape[1:])
         expect.that(fits, f"image_shape (C, Y, X), Y and X in multiples of {factor}", shape)
