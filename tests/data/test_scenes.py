@@ -153,7 +153,7 @@ def test_the_generator_alone_decides(real):
 
 def test_the_judge_reads_every_scene_of_the_world_at_every_size():
     facts = torch.tensor([facts for facts, _ in everything()])
-    assert wrong(facts, render(facts, seeded(4))) == 0
+    assert torch.equal(read(render(facts, seeded(4))), facts)  # the left or upper one first
     for size in (32, 64):
         assert wrong(facts[::6], render(facts[::6], seeded(5), size=size)) == 0
 
@@ -169,12 +169,13 @@ def test_the_judge_bears_noise_and_blur(real, noise):
 
 
 def test_what_shows_no_scene_is_not_read(real, noise):
+    noise = noise[:1500]
     plain = torch.linspace(0, 1, 101)[:, None, None, None].expand(-1, 3, 16, 16)
     background = torch.tensor(BACKGROUND)[:, None, None]
-    colours = torch.rand(COUNT, 3, 1, 1, generator=seeded(6)).expand(-1, -1, 16, 16)
-    blobs = F.interpolate(torch.rand(COUNT, 3, 4, 4, generator=seeded(7)), 16, mode="bilinear")
-    tiles = F.interpolate(torch.rand(COUNT, 3, 4, 4, generator=seeded(7)), 16)
-    uniform = torch.rand(COUNT, 3, 16, 16, generator=seeded(8))
+    colours = torch.rand(1500, 3, 1, 1, generator=seeded(6)).expand(-1, -1, 16, 16)
+    blobs = F.interpolate(torch.rand(1500, 3, 4, 4, generator=seeded(7)), 16, mode="bilinear")
+    tiles = F.interpolate(torch.rand(1500, 3, 4, 4, generator=seeded(7)), 16)
+    uniform = torch.rand(1500, 3, 16, 16, generator=seeded(8))
     normal = 0.5 + 0.5 * noise
     for images in (plain, colours, uniform, normal, normal.clamp(0, 1), blobs, tiles):
         assert read_at_all(images) == 0
