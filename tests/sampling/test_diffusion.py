@@ -331,11 +331,10 @@ def test_the_likelihood_of_a_flow_is_that_of_the_data():
     """On the straight path from t = 1 itself, which no other parameterisation could begin at."""
     straight = Straight()
     x = torch.tensor([[0.5, -0.3], [1.0, 1.0], [-0.8, 0.0], [2.0, -1.0]], dtype=torch.float64)
-    for data in (GAUSSIAN, TWO):
-        predict = data.predict(straight, "velocity")
-        got = ode_likelihood(predict, straight, x, num_steps=50, parameterisation="velocity")
-        (a, s), *_ = levels(straight, [1e-3])
-        assert (got - data.at(a, s).log_prob(x)).abs().max() < 1e-3
+    predict = TWO.predict(straight, "velocity")
+    got = ode_likelihood(predict, straight, x, num_steps=20, parameterisation="velocity")
+    (a, s), *_ = levels(straight, [1e-3])
+    assert (got - TWO.at(a, s).log_prob(x)).abs().max() < 1e-3
 
 
 def test_hutchinsons_signs_are_the_generators(generator):
