@@ -65,17 +65,17 @@ _ZH = {
     "one anywhere": ("{a}", "有{a}", "图中有{a}", "图中是{a}"),
     "two anywhere": ("{a}和{b}", "有{a}和{b}", "图中有{a}和{b}", "图中是{a}和{b}"),
 }
-_WORDS_EN = (
-    "a and above at below black blue bottom centre circle cross green in is it large left middle of "
-    "on over picture purple red right shape small square the there to top triangle under with yellow"
-)
-_WORDS_ZH = (
-    "一个 三角形 上方 上面 下方 下面 中央 中间 十字 右侧 右边 和 图中 图形 圆形 在 大的 小的 左侧 左边 "
-    "方块 是 有 的 紫色 红色 绿色 蓝色 黄色 黑色"
-)
-VOCABULARY = ("", *_WORDS_EN.split(), *_WORDS_ZH.split())
+
+
+def _words_of(grammar: dict) -> list[str]:
+    """Every word of a grammar, sorted."""
+    texts = " ".join(str(part) for part in grammar.values())
+    return sorted(set(re.findall(r"[a-z]+|[^\W\d_a-zA-Z]+", re.sub(r"{\w+}", " ", texts))))
+
+
+VOCABULARY = ("", *_words_of(_EN), *_words_of(_ZH))
 _IDS = {word: i for i, word in enumerate(VOCABULARY)}
-_LONGEST_FIRST = "|".join(sorted(_WORDS_ZH.split(), key=len, reverse=True))
+_LONGEST_FIRST = "|".join(sorted(_words_of(_ZH), key=len, reverse=True))
 
 
 def captions(facts: Facts, generator: torch.Generator, language: str = "en") -> list[str]:
