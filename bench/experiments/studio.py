@@ -167,8 +167,9 @@ def redrawn(studio: Studio) -> dict:
     rows = {"fresh": {"all": 1.0, "moved": moved(old.images, render(new, draws))}}
     for t in STRENGTHS:
 
-        def way(predict: Predict, t: float = t, **options) -> States:
-            return image_to_image(ddim, predict, PATH, z, t, **options)
+        def way(predict: Predict, num_steps: int, t: float = t, **options) -> States:
+            times = [t * (1 - k / num_steps) for k in range(num_steps)]
+            return image_to_image(ddim, predict, PATH, z, times=times, **options)
 
         images = studio.paint(told, way)
         rows[str(t)] = {"all": shares(new, images)["all"], "moved": moved(old.images, images)}

@@ -1,18 +1,18 @@
 """An autoencoder whose latent is a small image, for diffusion to work in."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from aigc_lib import expect
 from aigc_lib.ops.group_norm_silu import group_norm_silu
 
-Images, Latent = Float[Tensor, "B C Y X"], Float[Tensor, "B Z v u"]
-Maps, Others = Float[Tensor, "B V Y X"], Float[Tensor, "B W v u"]
+_conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+Images, Latent, Maps = (Float[Tensor, axes] for axes in ("B C Y X", "B Z v u", "B W Y X"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +22,21 @@ class AutoencoderConfig:
     image_shape: tuple[int, int, int] = (3, 16, 16)  # channels, rows, columns
     channels: int = 4  # Z, of the latent
     patch: int = 2  # p, p × p pixels become the channels of one place, and at the end pixels again
-    widths: tuple[int, ...] = (32, 64)  # maps of each level, multiples of 8; each halves the sides
+    widths: tuple[int, ...] = (32, 64)  # maps of each level, a half as large as the one before
 
     def __post_init__(self):
         expect.count(channels=self.channels, patch=self.patch, widths=min(self.widths, default=0))
-        expect.that(all(n % 8 == 0 for n in self.widths), "widths in multiples of 8", self.widths)
-        shape = self.image_shape
-        fits = len(shape) == 3 and min(shape) >= 1 and not any(n % self.factor for n in shape[1:])
-        expect.that(fits, f"image_shape (C, Y, X), Y and X in multiples of {self.factor}", shape)
-
-    @property
-    def factor(self) -> int:
-        """How many pixels a place of the latent has on each side."""
-        return self.patch * 2 ** (len(self.widths) - 1)
+        even = not any(n % 16 for n in self.widths)
+        expect.that(even, "widths in multiples of 16", self.widths)
+        shape, factor = self.image_shape, self.patch * 2 ** (len(self.widths) - 1)
+        fits = len(shape) == 3 and min(shape) >= 1 and not any(n % factor for n in shape[1:])
+        expect.that(fits, f"image_shape (C, Y, X), Y and X in multiples of {factor}", shape)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latent."""
-        return (self.channels, *(n // self.factor for n in self.image_shape[1:]))
+        factor = self.patch * 2 ** (len(self.widths) - 1)
+        return (self.channels, *(n // factor for n in self.image_shape[1:]))
 
 
 class Autoencoder(nn.Module):
@@ -56,15 +53,17 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config, pixels = config, config.image_shape[0] * config.patch**2
-        self.encoder = _Net(pixels, config.widths, 2 * config.channels, grows=False)
-        self.decoder = _Net(config.channels, config.widths[::-1], pixels, grows=True)
+        encoder = _layers(pixels, config.widths, 2 * config.channels, grows=False)
+        decoder = _layers(config.channels, config.widths[::-1], pixels, grows=True)
+        self.encoder = nn.Sequential(nn.PixelUnshuffle(config.patch), *encoder)
+        self.decoder = nn.Sequential(*decoder, nn.PixelShuffle(config.patch))
         self.register_buffer("scale", torch.tensor(0.0))
 
     def forward(self, x: Images, noise: Latent) -> tuple[Images, Latent, Latent]:
         """Decode z = μ + exp(½ log σ²) ε; also μ and log σ². A noise ε of 0 decodes the mean."""
         mu, log_var = self._gaussian(x)
         expect.alike(mu=mu, noise=noise)
-        return self._image(mu + torch.exp(0.5 * log_var) * noise), mu, log_var
+        return self.decoder(mu + torch.exp(0.5 * log_var) * noise), mu, log_var
 
     def encode(self, x: Images) -> tuple[Latent, Latent]:
         """Mean and log variance of scale · z."""
@@ -74,7 +73,7 @@ class Autoencoder(nn.Module):
     def decode(self, latent: Latent) -> Images:
         """The image of scale · z."""
         expect.shaped(("B", *self.config.latent_shape), latent=latent)
-        return self._image(latent / self._fitted())
+        return self.decoder(latent / self._fitted())
 
     @torch.no_grad()
     def fit_scale(self, x: Images) -> None:
@@ -88,29 +87,7 @@ class Autoencoder(nn.Module):
 
     def _gaussian(self, x):
         expect.shaped(("B", *self.config.image_shape), x=x)
-        return self.encoder(F.pixel_unshuffle(x, self.config.patch)).chunk(2, 1)  # B Z Y/f X/f each
-
-    def _image(self, z):
-        return F.pixel_shuffle(self.decoder(z), self.config.patch)  #      B C Y X
-
-
-class _Net(nn.Module):
-    """A block on each level, and steps between them that halve the sides, or double them."""
-
-    def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int, *, grows: bool):
-        super().__init__()
-        self.grows, stride = grows, 1 if grows else 2
-        steps = (nn.Conv2d(v, w, 3, stride=stride, padding=1) for v, w in pairwise(widths))
-        self.steps = nn.ModuleList([nn.Conv2d(inputs, widths[0], 3, padding=1), *steps])
-        self.blocks = nn.ModuleList(map(_Block, widths))
-        self.norm = _NormSiLU(8, widths[-1])
-        self.last = nn.Conv2d(widths[-1], outputs, 3, padding=1)
-
-    def forward(self, x: Maps) -> Others:
-        for i, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
-            x = F.interpolate(x, scale_factor=2.0) if self.grows and i > 0 else x
-            x = block(step(x))
-        return self.last(self.norm(x))
+        return self.encoder(x).chunk(2, 1)  #                              B Z Y/f X/f each
 
 
 class _Block(nn.Module):
@@ -119,8 +96,7 @@ class _Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm_1, self.norm_2 = _NormSiLU(8, width), _NormSiLU(8, width)
-        self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_1, self.conv_2 = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Maps) -> Maps:
         return x + self.conv_2(self.norm_2(self.conv_1(self.norm_1(x))))
@@ -129,3 +105,12 @@ class _Block(nn.Module):
 class _NormSiLU(nn.GroupNorm):
     def forward(self, x: Maps) -> Maps:
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, eps=self.eps)
+
+
+def _layers(inputs, widths, outputs, *, grows):
+    """A block on each level, and between two of them a halving or a doubling of the sides."""
+    yield from (_conv(inputs, widths[0]), _Block(widths[0]))
+    for before, width in pairwise(widths):
+        yield nn.Upsample(scale_factor=2.0) if grows else nn.Identity()
+        yield from (_conv(before, width, stride=1 if grows else 2), _Block(width))
+    yield from (_NormSiLU(8, widths[-1]), _conv(widths[-1], outputs))
