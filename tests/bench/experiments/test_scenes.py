@@ -130,7 +130,7 @@ def test_the_truth_is_right_in_all_that_is_asked(look):
     rows = studio.redrawn(look)
     assert rows["1.0"]["all"] == 1
     assert rows["1.0"]["moved"] == pytest.approx(rows["fresh"]["moved"], rel=0.3)
-    assert studio.avoided(look)["right"] == 1
+    assert studio.avoided(look)["with"]["all"] == 1
 
 
 def test_a_wrong_painter_is_found_out(look, monkeypatch):
