@@ -23,7 +23,6 @@ from aigc_lib.schedules import PARAMETERISATIONS, Discrete, Schedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]
-Limits = tuple[float | Tensor, float | Tensor]
 
 
 class State(NamedTuple):
@@ -41,7 +40,7 @@ class Options(TypedDict, total=False):
     times: Sequence[float] | None  # instead: where predict is asked, falling, the data left out
     parameterisation: str  # what predict gives, one of schedules', "eps" by default
     generator: torch.Generator | None
-    clip: Limits | None  # of the predicted x₀, or of each of its numbers; ε follows from it
+    clip: tuple[float | Tensor, float | Tensor] | None  # for the predicted x₀; ε follows from it
     start: Tensor | None  # the first x; None: noise as wide as data of variance 1 would be there
 
 
@@ -136,8 +135,7 @@ def heun(
 ) -> States:
     """x_s = x − ½ h (k_t + k_s),   k = f x − ½ g² score, k_s at Euler's x − h k_t,   h = t − s.
 
-    The ODE with the SDE's marginals; k is the velocity, made by `rates`. Order 1 is Euler's method,
-    as is the last step, to the data.
+    The ODE with the SDE's marginals and velocity k. Order 1 and the last step are Euler's method.
 
     Source: Song et al. 2021 (score SDE), equation 13; Karras et al. 2022, algorithm 1.
     Derived: 41_score_and_sde eq-reverse
@@ -233,14 +231,15 @@ class _Run:
     times: Sequence[float] | None = None
     parameterisation: str = "eps"
     generator: torch.Generator | None = None
-    clip: Limits | None = None
+    clip: tuple[float | Tensor, float | Tensor] | None = None
     start: Tensor | None = None
 
     def __post_init__(self):
-        expect.one_of(PARAMETERISATIONS, parameterisation=self.parameterisation)
         low, high = self.clip or (0.0, 1.0)
         expect.that(not torch.as_tensor(low >= high).all(), "clip, low < high", self.clip)
         self.levels = _levels(self.schedule, self.num_steps, self.times)
+        known = PARAMETERISATIONS if self.levels[0].signal else ("x0", "v", "velocity")
+        expect.one_of(known, parameterisation=self.parameterisation)
         self.device = getattr(self.generator, "device", getattr(self.start, "device", "cpu"))
         if self.start is None:
             std = math.hypot(self.levels[0].signal, self.levels[0].sigma)
@@ -253,9 +252,8 @@ class _Run:
         for here, there in pairwise(self.levels):
             with torch.no_grad():
                 x0, eps = self.ask(x, here)
-                following = step(self, x, x0, eps, here, there)
-            yield State(here.t, x, x0)
-            x = following
+                before, x = x, step(self, x, x0, eps, here, there)
+            yield State(here.t, before, x0)
         yield State(there.t, x, x)
 
     def ask(self, x, here):
