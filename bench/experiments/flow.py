@@ -109,26 +109,14 @@ class Way:
     by_student: bool = False
 
 
-FLOWS = {
-    "Euler 5": Way(5),
-    "Euler 10": Way(10),
-    "Euler 20": Way(20),
-    "Euler 50": Way(50),
+GUIDED = {
     "guided 1.5, 10": Way(10, 1.5),
     "guided 1.5, 20": Way(20, 1.5),
     "guided 2, 10": Way(10, 2.0),
 }
-STEPS = {
-    "teacher 1": Way(1, Student.scale),
-    "teacher 2": Way(2, Student.scale),
-    "teacher 4": Way(4, Student.scale),
-    "teacher 8": Way(8, Student.scale),
-    "teacher 20": Way(20, Student.scale),
-    "teacher 50": Way(50, Student.scale),
-    "student 1": Way(1, by_student=True),
-    "student 2": Way(2, by_student=True),
-    "student 4": Way(4, by_student=True),
-}
+FLOWS = {f"Euler {n}": Way(n) for n in (5, 10, 20, 50)} | GUIDED
+TEACHER = {f"teacher {n}": Way(n, Student.scale) for n in (1, 2, 4, 8, 20, 50)}
+STEPS = TEACHER | {f"student {n}": Way(n, by_student=True) for n in (1, 2, 4)}
 
 
 def even_in_snr(count: int, noisiest: float = -4.5, cleanest: float = 4.4) -> list[float]:
@@ -278,7 +266,8 @@ def lines(rows: list[dict]) -> list[str]:
             line = f"{arm + ', ' + way:24}"
             for head, values in zip(heads, zip(*cells, strict=True), strict=True):
                 worst = max(values) if head.startswith("Fr") else min(values)
-                line += f"{statistics.fmean(values):9.3f}{worst:8.3f}"
+                digits = 0 if head == heads[-1] else 3
+                line += f"{statistics.fmean(values):9.{digits}f}{worst:8.{digits}f}"
             out.append(line)
         if own:
             seconds = [row["cpu_seconds"] for row in own]
