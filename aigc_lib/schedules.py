@@ -235,7 +235,7 @@ class Straight(Schedule):
     At t = 1 nothing is left of x₀: no ε or score tells it, and f and g are infinite, the rates not.
 
     Source: Liu et al. 2023 (rectified flow), equation 1; Lipman et al. 2023, equation 20, turned.
-    Derived: —
+    Derived: 42_flow_matching eq-field-is-flow
     """
 
     def rates(self, t: Time) -> tuple[Level, Level]:

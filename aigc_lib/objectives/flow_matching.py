@@ -20,7 +20,7 @@ def flow_matching_loss(velocity: Data, x0: Data, eps: Data, weight: Each | None 
     """w Σ_d (u_d − (ε_d − x₀_d))²,   u = velocity(x_t, t); w = 1 for None.
 
     Source: Lipman et al. 2023, equation 23 for σ_min = 0, with the data at t = 1 there.
-    Derived: —
+    Derived: 42_flow_matching eq-same-gradient
     """
     expect.floating(velocity=velocity, x0=x0, eps=eps)
     expect.alike(velocity=velocity, x0=x0, eps=eps)

@@ -51,7 +51,7 @@ class DiT(nn.Module):
     Every gate, and the last W, starts at 0: blocks that change nothing, and an output of 0.
 
     Source: Peebles and Xie 2023, section 3.2 and figure 3; text by cross-attention: figure 3, too.
-    Derived: —
+    Derived: 42_flow_matching eq-adaln-zero
     """
 
     def __init__(self, config: DiTConfig):
@@ -124,7 +124,7 @@ class AdaptiveBlock(nn.Module):
     The norms have no weights of their own. `cross` starts at 0, too, without a gate.
 
     Source: Peebles and Xie 2023, section 3.2, adaLN-Zero.
-    Derived: —
+    Derived: 42_flow_matching eq-adaln-zero
     """
 
     def __init__(self, width: int, num_heads: int, has_cross: bool = False):
