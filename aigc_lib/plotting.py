@@ -110,16 +110,18 @@ def scatter(ax: Axes, points: Tensor, *, half_width: float, color: str = "blue")
 
 
 def images(ax: Axes, pixels: Tensor, *, columns: int) -> None:
-    """Draw small grey images side by side, row by row, with a line between them and no axes.
+    """Draw small images side by side, row by row, with a line between them and no axes.
 
-    Pixels (N, 1, Y, X) go from 0, black, to 1, white. ValueError unless N fills rows of `columns`.
+    Pixels (N, 1, Y, X) or in colour (N, 3, Y, X) go from 0, black, to 1, white. ValueError unless N
+    fills rows of `columns`.
     """
-    expect.shaped((None, 1, None, None), pixels=pixels)
+    expect.shaped((None, None, None, None), pixels=pixels)
+    expect.one_of((1, 3), channels=pixels.shape[1])
     fits = columns >= 1 and len(pixels) > 0 and len(pixels) % columns == 0
     expect.that(fits, f"images that fill rows of columns = {columns}", len(pixels))
-    framed = F.pad(pixels.detach().cpu().double(), (1, 1, 1, 1), value=0.5)
-    rows = framed[:, 0].unflatten(0, (-1, columns)).transpose(1, 2).flatten(2).flatten(0, 1)
-    ax.imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    framed = F.pad(pixels.detach().cpu().double(), (1, 1, 1, 1), value=0.5).movedim(1, -1)
+    rows = framed.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    ax.imshow(rows.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
 
 
