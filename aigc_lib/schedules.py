@@ -16,7 +16,7 @@ from torch import Tensor
 from aigc_lib import expect
 from aigc_lib.device import loss_dtype
 
-PARAMETERISATIONS = ("eps", "x0", "v", "score")
+PARAMETERISATIONS = ("eps", "x0", "v", "score", "velocity")
 Time = Int[Tensor, " B"] | Float[Tensor, " B"]
 Level = Float[Tensor, " B"]
 Data = Float[Tensor, "B *D"]
@@ -41,6 +41,11 @@ class Schedule:
         """g(t)."""
         return self._levels(t)[3]
 
+    def rates(self, t: Time) -> tuple[Level, Level]:
+        """d signal/dt = f signal,   d sigma/dt = f sigma + g²/(2 sigma): per step if `Discrete`."""
+        signal, sigma, f, g = self._levels(t)
+        return f * signal, f * sigma + 0.5 * g.square() / sigma
+
     def alpha_bar(self, t: Time) -> Level:
         """signal²."""
         return self.signal(t).square()
@@ -59,9 +64,12 @@ class Schedule:
         return (signal * x0 + sigma * eps).to(x0.dtype)
 
     def convert(self, output: Data, x_t: Data, t: Time, *, source: str, target: str) -> Data:
-        """From one to another of ε, x₀, v = signal ε − sigma x₀, and the score −ε/sigma.
+        """From one to another of ε, x₀, the score −ε/sigma, v = signal ε − sigma x₀, and velocity.
 
-        Source: Salimans and Ho 2022, section 4, for v.
+        The velocity dx_t/dt = (d signal/dt) x₀ + (d sigma/dt) ε is that of the ODE with these
+        marginals; v is as though signal and sigma turned: its rates are −sigma and signal.
+
+        Source: Salimans and Ho 2022, section 4, for v; Lipman et al. 2023, theorem 3, for velocity.
         Derived: 40_ddpm eq-targets
         """
         expect.one_of(PARAMETERISATIONS, source=source)
@@ -69,17 +77,23 @@ class Schedule:
         a, s = self._over(t, x_t=x_t, output=output)
         if source == target:
             return output.to(x_t.dtype)
+
+        def rates(kind):
+            return (-s, a) if kind == "v" else (spread(rate, x_t) for rate in self.rates(t))
+
         if source == "x0":
             x0, eps = output, (x_t - a * output) / s
-        elif source == "v":
-            x0, eps = ((a * x_t - s * output), (s * x_t + a * output))
-            x0, eps = x0 / (a * a + s * s), eps / (a * a + s * s)
+        elif source in ("v", "velocity"):
+            da, ds = rates(source)
+            x0, eps = ds * x_t - s * output, a * output - da * x_t
+            x0, eps = x0 / (a * ds - s * da), eps / (a * ds - s * da)
         else:
             eps = output if source == "eps" else -s * output
             x0 = (x_t - s * eps) / a
-        return {"eps": eps, "x0": x0, "v": a * eps - s * x0, "score": -eps / s}[target].to(
-            x_t.dtype
-        )
+        if target in ("v", "velocity"):
+            da, ds = rates(target)
+            return (da * x0 + ds * eps).to(x_t.dtype)
+        return {"eps": eps, "x0": x0, "score": -eps / s}[target].to(x_t.dtype)
 
     def _over(self, t, **data):
         """The signal and the deviation at t, to be multiplied with the data."""
@@ -213,6 +227,25 @@ class VE(Schedule):
         t = _unit(t)
         sigma = self.sigma_min * torch.exp(self.log_ratio * t)
         return torch.ones_like(t), sigma, torch.zeros_like(t), sigma * (2 * self.log_ratio) ** 0.5
+
+
+class Straight(Schedule):
+    """x_t = (1 − t) x₀ + t ε, whose velocity is ε − x₀:   f = −1/(1 − t),   g² = 2t/(1 − t).
+
+    At t = 1 nothing is left of x₀: f and g are infinite, signal, sigma and their rates are not.
+
+    Source: Liu et al. 2023 (rectified flow), equation 1; Lipman et al. 2023, equation 20, turned.
+    Derived: —
+    """
+
+    def rates(self, t: Time) -> tuple[Level, Level]:
+        """−1 and 1."""
+        one = torch.ones_like(_unit(t))
+        return -one, one
+
+    def _levels(self, t):
+        t = _unit(t)
+        return 1 - t, t, -1 / (1 - t), torch.sqrt(2 * t / (1 - t))
 
 
 def _unit(t):

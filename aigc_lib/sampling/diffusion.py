@@ -23,7 +23,6 @@ from aigc_lib.schedules import PARAMETERISATIONS, Discrete, Schedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]
-Data = Float[Tensor, "B *D"]
 
 
 class State(NamedTuple):
@@ -39,7 +38,7 @@ class Options(TypedDict, total=False):
 
     num_steps: int | None  # N, evenly over the schedule; None: all steps of a discrete one
     times: Sequence[float] | None  # instead: where predict is asked, falling, the data left out
-    parameterisation: str  # what predict gives: "eps", the default, "x0", "v" or "score"
+    parameterisation: str  # what predict gives, one of schedules', "eps" by default
     generator: torch.Generator | None
     clip: tuple[float, float] | None  # limits of the predicted x₀; ε follows from it
     start: Tensor | None  # the first x; None: noise as wide as data of variance 1 would be there
@@ -74,8 +73,8 @@ def ddim(
 ) -> States:
     """x_s = signal_s x̂₀ + √(sigma_s² − η² β̃) ε̂ + η √β̃ z,   β̃ as in `ancestral`, 0 ≤ η ≤ 1.
 
-    η = 0 draws nothing: Euler's steps of dx̄/dσ̄ = ε̂, x̄ = x/signal, σ̄ = sigma/signal. η = 1 is
-    `ancestral` with β̃.
+    η = 0 draws nothing: Euler's steps of dx̄/dσ̄ = ε̂, x̄ = x/signal, σ̄ = sigma/signal, and on the
+    straight path of the flow itself, x_s = x − (t − s) û. η = 1 is `ancestral` with β̃.
 
     Source: Song et al. 2021 (DDIM), equations 12 and 16.
     Derived: 40_ddpm eq-ddim
@@ -123,10 +122,12 @@ def euler_maruyama(predict: Predict, schedule: Schedule, shape: Shape, **options
 
     def step(run, x, x0, eps, here, there):
         h = here.t - there.t
-        drift = here.f * x + here.g**2 * eps / here.sigma
+        drift = here.d_signal / here.signal * x + here.g**2 * eps / here.sigma
         return x - h * drift + run.noise(h * here.g**2, there)
 
-    return _Run(predict, schedule, shape, **options).states(step)
+    run = _Run(predict, schedule, shape, **options)
+    expect.that(run.levels[0].g < math.inf, "times where g is finite", run.levels[0].t)
+    return run.states(step)
 
 
 def heun(
@@ -134,7 +135,8 @@ def heun(
 ) -> States:
     """x_s = x − ½ h (k_t + k_s),   k = f x − ½ g² score, k_s at Euler's x − h k_t,   h = t − s.
 
-    The ODE with the SDE's marginals. Order 1 is Euler's method, as is the last step, to the data.
+    The ODE with the SDE's marginals; k is the velocity, made by `rates`. Order 1 is Euler's method,
+    as is the last step, to the data.
 
     Source: Song et al. 2021 (score SDE), equation 13; Karras et al. 2022, algorithm 1.
     Derived: 41_score_and_sde eq-reverse
@@ -142,11 +144,11 @@ def heun(
     expect.one_of((1, 2), order=order)
 
     def step(run, x, x0, eps, here, there):
-        h, k = here.t - there.t, _velocity(x, eps, here)
+        h, k = here.t - there.t, here.velocity(x0, eps)
         euler = x - h * k
         if order == 1 or there.sigma == 0:
             return euler
-        return x - 0.5 * h * (k + _velocity(euler, run.ask(euler, there)[1], there))
+        return x - 0.5 * h * (k + there.velocity(*run.ask(euler, there)))
 
     return _Run(predict, schedule, shape, **options).states(step)
 
@@ -154,7 +156,7 @@ def heun(
 def ode_likelihood(
     predict: Predict,
     schedule: Schedule,
-    x: Data,
+    x: Float[Tensor, "B *D"],
     *,
     num_steps: int = 50,
     first: float = 1e-3,
@@ -179,18 +181,17 @@ def ode_likelihood(
     roots = torch.linspace(1, math.sqrt(first), 2 * num_steps + 1, dtype=torch.float64)
     settings = {"parameterisation": parameterisation, "generator": generator, "start": x}
     run = _Run(predict, schedule, x.shape, times=(roots**2).tolist(), **settings)
-    probes = torch.eye(x[0].numel()).to(x).reshape(-1, 1, *x.shape[1:])
+    zs = torch.eye(x[0].numel()).to(x).reshape(-1, 1, *x.shape[1:])
     if divergence == "hutchinson":
-        probes = torch.randint(2, (1, *x.shape), generator=generator, device=run.device)
-        probes = 2 * probes.to(x) - 1
+        zs = 2 * torch.randint(2, (1, *x.shape), generator=generator, device=run.device).to(x) - 1
 
     @torch.enable_grad
     def slope(y, here):
         """k and its divergence, side by side, by the root of t: dt = 2 √t d√t."""
         x_t = y[:, :-1].reshape(x.shape).detach().requires_grad_()
-        k = _velocity(x_t, run.ask(x_t, here)[1], here)
-        pulls = (torch.autograd.grad(k, x_t, z.expand_as(k), retain_graph=True)[0] for z in probes)
-        div = sum((z * pull).flatten(1).sum(1) for z, pull in zip(probes, pulls, strict=True))
+        k = here.velocity(*run.ask(x_t, here))
+        pulls = (torch.autograd.grad(k, x_t, z.expand_as(k), retain_graph=True)[0] for z in zs)
+        div = sum((z * pull).flatten(1).sum(1) for z, pull in zip(zs, pulls, strict=True))
         return 2 * math.sqrt(here.t) * torch.cat([k.detach().flatten(1), div[:, None]], 1)
 
     y, h, rising = F.pad(x.flatten(1), (0, 1)), 2 * float(roots[0] - roots[1]), run.levels[-2::-1]
@@ -208,12 +209,16 @@ class _Level(NamedTuple):
     t: float
     signal: float
     sigma: float
-    f: float
-    g: float
+    g: float = 0.0
+    d_signal: float = 0.0
+    d_sigma: float = 0.0
 
     @property
     def log_ratio(self):
-        return math.log(self.signal / self.sigma)
+        return math.log(self.signal / self.sigma) if self.signal else -math.inf
+
+    def velocity(self, x0, eps):
+        return self.d_signal * x0 + self.d_sigma * eps
 
 
 @dataclass
@@ -276,10 +281,6 @@ def _variances(here, there):
     return ratio, beta, beta * (there.sigma / here.sigma) ** 2
 
 
-def _velocity(x, eps, here):
-    return here.f * x + 0.5 * here.g**2 * eps / here.sigma
-
-
 def _levels(schedule, num_steps, times):
     is_discrete = isinstance(schedule, Discrete)
     expect.count(num_steps=num_steps)
@@ -288,13 +289,12 @@ def _levels(schedule, num_steps, times):
         most = schedule.num_steps if is_discrete else num_steps
         count = most if num_steps is None else num_steps
         expect.that(count is not None and count <= most, f"num_steps <= {most}", num_steps)
-        times = [1 - k / count for k in range(count)]
-        if is_discrete:
-            times = [round((most - 1) * (1 - k / max(1, count - 1))) for k in range(count)]
+        first, gaps, kind = (most - 1, count - 1 or 1, round) if is_discrete else (1, count, float)
+        times = [kind(first * (1 - k / gaps)) for k in range(count)]
     end = -1 if is_discrete else 0.0
     falls = len(times) > 0 and all(a > b for a, b in pairwise([*times, end]))
     expect.that(falls, f"falling times above {end}", list(times))
     t = torch.tensor(times, dtype=None if is_discrete else torch.float64)
-    parts = schedule.signal, schedule.sigma, schedule.drift_scale, schedule.diffusion
-    rows = zip(times, *(part(t).tolist() for part in parts), strict=True)
-    return [*(_Level(*row) for row in rows), _Level(end, 1.0, 0.0, 0.0, 0.0)]
+    parts = schedule.signal(t), schedule.sigma(t), schedule.diffusion(t), *schedule.rates(t)
+    rows = zip(times, *(part.tolist() for part in parts), strict=True)
+    return [*(_Level(*row) for row in rows), _Level(end, 1.0, 0.0)]
