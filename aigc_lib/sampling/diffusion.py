@@ -23,6 +23,7 @@ from aigc_lib.schedules import PARAMETERISATIONS, Discrete, Schedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]
+Limits = tuple[float | Tensor, float | Tensor]
 
 
 class State(NamedTuple):
@@ -40,7 +41,7 @@ class Options(TypedDict, total=False):
     times: Sequence[float] | None  # instead: where predict is asked, falling, the data left out
     parameterisation: str  # what predict gives, one of schedules', "eps" by default
     generator: torch.Generator | None
-    clip: tuple[float, float] | None  # limits of the predicted x₀; ε follows from it
+    clip: Limits | None  # of the predicted x₀, or of each of its numbers; ε follows from it
     start: Tensor | None  # the first x; None: noise as wide as data of variance 1 would be there
 
 
@@ -232,12 +233,13 @@ class _Run:
     times: Sequence[float] | None = None
     parameterisation: str = "eps"
     generator: torch.Generator | None = None
-    clip: tuple[float, float] | None = None
+    clip: Limits | None = None
     start: Tensor | None = None
 
     def __post_init__(self):
         expect.one_of(PARAMETERISATIONS, parameterisation=self.parameterisation)
-        expect.that(self.clip is None or self.clip[0] < self.clip[1], "clip, low < high", self.clip)
+        low, high = self.clip or (0.0, 1.0)
+        expect.that(not torch.as_tensor(low >= high).all(), "clip, low < high", self.clip)
         self.levels = _levels(self.schedule, self.num_steps, self.times)
         self.device = getattr(self.generator, "device", getattr(self.start, "device", "cpu"))
         if self.start is None:
