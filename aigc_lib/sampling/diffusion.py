@@ -23,7 +23,6 @@ from aigc_lib.schedules import PARAMETERISATIONS, Discrete, Schedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]
-Limits = tuple[float | Tensor, float | Tensor]
 
 
 class State(NamedTuple):
@@ -41,7 +40,7 @@ class Options(TypedDict, total=False):
     times: Sequence[float] | None  # instead: where predict is asked, falling, the data left out
     parameterisation: str  # what predict gives, one of schedules', "eps" by default
     generator: torch.Generator | None
-    clip: Limits | None  # of the predicted x₀, or of each of its numbers; ε follows from it
+    clip: tuple[float | Tensor, float | Tensor] | None  # for the predicted x₀; ε follows from it
     start: Tensor | None  # the first x; None: noise as wide as data of variance 1 would be there
 
 
@@ -233,7 +232,7 @@ class _Run:
     times: Sequence[float] | None = None
     parameterisation: str = "eps"
     generator: torch.Generator | None = None
-    clip: Limits | None = None
+    clip: tuple[float | Tensor, float | Tensor] | None = None
     start: Tensor | None = None
 
     def __post_init__(self):
@@ -253,9 +252,8 @@ class _Run:
         for here, there in pairwise(self.levels):
             with torch.no_grad():
                 x0, eps = self.ask(x, here)
-                following = step(self, x, x0, eps, here, there)
-            yield State(here.t, x, x0)
-            x = following
+                before, x = x, step(self, x, x0, eps, here, there)
+            yield State(here.t, before, x0)
         yield State(there.t, x, x)
 
     def ask(self, x, here):

@@ -31,9 +31,12 @@ def guided(
     """
     expect.that(0 <= scale < math.inf, "a finite scale >= 0", scale)
     expect.that(interval[0] < interval[1], "interval, low < high", interval)
-    expect.that(told and told.keys() == untold.keys(), "told and untold with the same names", told)
-    rows = {name: untold[name].expand(len(x), *untold[name].shape[1:]) for name, x in told.items()}
-    twice = {name: torch.cat([x, rows[name]]) for name, x in told.items()}
+    same = bool(told) and told.keys() == untold.keys()
+    expect.that(same, "told and untold of the same names", (sorted(told), sorted(untold)))
+    for name, x in told.items():
+        shape, fitting = tuple(untold[name].shape), (tuple(x.shape), (1, *x.shape[1:]))
+        expect.that(shape in fitting, f"untold {name} of one of {fitting}", shape)
+    twice = {name: torch.cat([x, untold[name].expand_as(x)]) for name, x in told.items()}
 
     def predict(x: Tensor, condition: Tensor) -> Tensor:
         inside = (interval[0] <= condition) & (condition <= interval[1])

@@ -1,6 +1,7 @@
 """An autoencoder whose latent is a small image, for diffusion to work in."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from aigc_lib import expect
 from aigc_lib.ops.group_norm_silu import group_norm_silu
 
+_conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 Images, Latent, Maps = (Float[Tensor, axes] for axes in ("B C Y X", "B Z v u", "B W Y X"))
 
 
@@ -20,27 +22,21 @@ class AutoencoderConfig:
     image_shape: tuple[int, int, int] = (3, 16, 16)  # channels, rows, columns
     channels: int = 4  # Z, of the latent
     patch: int = 2  # p, p × p pixels become the channels of one place, and at the end pixels again
-    widths: tuple[int, ...] = (
-        32,
-        64,
-    )  # maps of each level, in 8 groups; each next halves the sides
+    widths: tuple[int, ...] = (32, 64)  # maps of each level, a half as large as the one before
 
     def __post_init__(self):
         expect.count(channels=self.channels, patch=self.patch, widths=min(self.widths, default=0))
-        expect.that(all(n % 8 == 0 for n in self.widths), "widths in multiples of 8", self.widths)
-        shape, factor = self.image_shape, self.factor
+        even = not any(n % 16 for n in self.widths)
+        expect.that(even, "widths in multiples of 16", self.widths)
+        shape, factor = self.image_shape, self.patch * 2 ** (len(self.widths) - 1)
         fits = len(shape) == 3 and min(shape) >= 1 and not any(n % factor for n in shape[1:])
         expect.that(fits, f"image_shape (C, Y, X), Y and X in multiples of {factor}", shape)
 
     @property
-    def factor(self) -> int:
-        """How many pixels a place of the latent has on each side."""
-        return self.patch * 2 ** (len(self.widths) - 1)
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latent."""
-        return (self.channels, *(n // self.factor for n in self.image_shape[1:]))
+        factor = self.patch * 2 ** (len(self.widths) - 1)
+        return (self.channels, *(n // factor for n in self.image_shape[1:]))
 
 
 class Autoencoder(nn.Module):
@@ -109,10 +105,6 @@ class _Block(nn.Module):
 class _NormSiLU(nn.GroupNorm):
     def forward(self, x: Maps) -> Maps:
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, eps=self.eps)
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
 
 
 def _layers(inputs, widths, outputs, *, grows):

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from aigc_lib import expect
 from aigc_lib.layers.attention import MultiHeadAttention
 from aigc_lib.layers.block import Block, Stack
 from aigc_lib.layers.embedding import TokenEmbedding
@@ -27,10 +26,6 @@ class TextEncoderConfig:
     width: int = 96
     num_layers: int = 2
     num_heads: int = 4
-
-    def __post_init__(self):
-        expect.count(vocab_size=self.vocab_size, context=self.context, width=self.width)
-        expect.count(num_layers=self.num_layers, num_heads=self.num_heads)
 
 
 class TextEncoder(nn.Module):
