@@ -1,12 +1,8 @@
 """Captions of scenes in English and in Chinese, from a small grammar, and their tokens.
 
-A caption says exactly the facts that it is given: size, colour and shape of each object; where a
-single one is, or how two stand to each other, told from either of them. What is −1 in the facts is
-left unsaid: "a red shape", "一个图形在左边", "a red circle and a blue square". Every form that says
-the same is equally likely, and both languages know the same facts.
-
-English is cut at spaces, Chinese into the longest words that VOCABULARY has. Token 0 is padding,
-so that "", no caption at all, is padding alone.
+A caption says exactly the facts that it is given, from either object's side; what is −1 is left
+unsaid: "a red shape", "一个图形在左边". Of the forms of a language that say it each is equally
+likely. English is cut at spaces, Chinese into the longest words of VOCABULARY; token 0 is padding.
 """
 
 import re
@@ -17,117 +13,88 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aigc_lib import expect
-from aigc_lib.data.scenes import COLOURS, SHAPES, Facts, check_facts
+from aigc_lib.data.scenes import COLOURS, SHAPES, SIZES, Facts, check_facts
 
 LANGUAGES = ("en", "zh", "both")
-LENGTH = 16  # no caption has more tokens than 15
-
+# Of each attribute the last word stands for what is unsaid; then what may be said of each place,
+# and the forms for one object and for two: a is the one told of, b the other, p where a is.
 _EN = {
-    "object": "a {size} {colour} {shape}",
-    "shape": (*SHAPES, "shape"),  # the last is for what is unsaid
-    "colour": (*COLOURS, ""),
-    "size": ("small", "large", ""),
-    "place": (
-        *(("on the left", "at the left"), ("on the right", "at the right")),
-        *(("at the top", "on top"), ("at the bottom", "on the bottom")),
-        ("in the centre", "in the middle"),
+    "object": "a {2} {1} {0}",
+    "words": ((*SHAPES, "shape"), (*COLOURS, ""), (*SIZES, "")),
+    "where 1": (
+        *("on the left/at the left", "on the right/at the right", "at the top", "at the bottom"),
+        "in the centre/in the middle",
     ),
-    "relation": (
-        *(("to the left of", "left of"), ("to the right of", "right of")),
-        *(("above", "over"), ("below", "under")),
-    ),
-    "one": ("{a} {where}", "there is {a} {where}", "{where} is {a}", "a picture of {a} {where}"),
-    "two": (
-        *("{a} {where} {b}", "there is {a} {where} {b}", "a picture of {a} {where} {b}"),
-        *("{where} {b} is {a}", "{b} with {a} {where} it"),
-    ),
-    "one anywhere": ("{a}", "there is {a}", "a picture of {a}", "a picture with {a}"),
-    "two anywhere": (
-        "{a} and {b}",
-        "there is {a} and {b}",
-        "a picture of {a} and {b}",
-        "{a} with {b}",
-    ),
+    "where 2": ("to the left of/left of", "to the right of/right of", "above/over", "below/under"),
+    "forms 1": "{a} {p}/there is {a} {p}/{p} is {a}/a picture of {a} {p}",
+    "forms 2": "{a} {p} {b}/there is {a} {p} {b}/{p} {b} is {a}/{b} with {a} {p} it",
+    "anywhere 1": "{a}/there is {a}/a picture of {a}",
+    "anywhere 2": "{a} and {b}/there is {a} and {b}/a picture of {a} and {b}",
 }
-_SIDES = (("左边", "左侧"), ("右边", "右侧"), ("上方", "上面"), ("下方", "下面"))
+_SIDES = ("左边/左侧", "右边/右侧", "上方/上面", "下方/下面")
 _ZH = {
-    "object": "一个{size}{colour}{shape}",
-    "shape": ("圆形", "方块", "三角形", "十字", "图形"),
-    "colour": ("红色", "黄色", "绿色", "蓝色", "紫色", "黑色", ""),
-    "size": ("小的", "大的", ""),
-    "place": (*_SIDES, ("中间", "中央")),
-    "relation": _SIDES,
-    "one": ("{a}在{where}", "{where}有{a}", "{where}是{a}", "图中{where}有{a}"),
-    "two": (
-        *("{a}在{b}{where}", "{a}在{b}的{where}", "{b}的{where}是{a}", "{b}{where}有{a}"),
-        "图中{a}在{b}的{where}",
+    "object": "一个{2}{1}{0}",
+    "words": (
+        ("圆形", "方块", "三角形", "十字", "图形"),
+        ("红色", "黄色", "绿色", "蓝色", "紫色", "黑色", ""),
+        ("小的", "大的", ""),
     ),
-    "one anywhere": ("{a}", "有{a}", "图中有{a}", "图中是{a}"),
-    "two anywhere": ("{a}和{b}", "有{a}和{b}", "图中有{a}和{b}", "图中是{a}和{b}"),
+    "where 1": (*_SIDES, "中间/中央"),
+    "where 2": _SIDES,
+    "forms 1": "{a}在{p}/{p}有{a}/{p}是{a}/图中{p}有{a}",
+    "forms 2": "{a}在{b}{p}/{a}在{b}的{p}/{b}的{p}是{a}/{b}{p}有{a}",
+    "anywhere 1": "{a}/有{a}/图中有{a}",
+    "anywhere 2": "{a}和{b}/有{a}和{b}/图中有{a}和{b}",
 }
-
-
-def _words_of(grammar: dict) -> list[str]:
-    """Every word of a grammar, sorted."""
-    texts = " ".join(str(part) for part in grammar.values())
-    return sorted(set(re.findall(r"[a-z]+|[^\W\d_a-zA-Z]+", re.sub(r"{\w+}", " ", texts))))
-
-
-VOCABULARY = ("", *_words_of(_EN), *_words_of(_ZH))
-_IDS = {word: i for i, word in enumerate(VOCABULARY)}
-_LONGEST_FIRST = "|".join(sorted(_words_of(_ZH), key=len, reverse=True))
+_ENGLISH, _CHINESE = (
+    sorted(set(re.findall(letters, re.sub(r"{\w}", " ", str([*grammar.values()])))))
+    for grammar, letters in ((_EN, "[a-z]+"), (_ZH, "[一-龥]+"))
+)
+VOCABULARY = ("", *_ENGLISH, *_CHINESE)
+_TOKENS = {word: token for token, word in enumerate(VOCABULARY)}
+_WORD = "|".join([*sorted(_CHINESE, key=len, reverse=True), "."])
 
 
 def captions(facts: Facts, generator: torch.Generator, language: str = "en") -> list[str]:
-    """One caption for each scene: "a large red circle above a small blue square".
+    """One for each scene, such as "a large red circle above a small blue square"; "" for nothing.
 
-    With "both" each is in either language. Two objects must face each other, or neither place is
-    said; a scene of which nothing is said has the empty caption.
+    "both" chooses a language for each. Two objects face each other, or neither place is said.
     """
     check_facts(facts)
     expect.one_of(LANGUAGES, language=language)
     draws = torch.rand(len(facts), 4, generator=generator, device=generator.device).tolist()
-    return [_caption(*row, draw, language) for row, draw in zip(facts.tolist(), draws, strict=True)]
+    return [_caption(row, *draw, language) for row, draw in zip(facts.tolist(), draws, strict=True)]
 
 
-def tokenise(captions: Sequence[str], length: int = LENGTH) -> Int[Tensor, "N length"]:
-    """Places in VOCABULARY, 0 after a caption's end; a word that is not there is a ValueError."""
-    rows = [[_IDS[word] for word in _words(caption)] for caption in captions]
-    longest = max(map(len, rows), default=0)
-    expect.that(longest <= length, f"captions of at most {length} tokens", longest)
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows]).view(-1, length)
+def tokenise(captions: Sequence[str], length: int = 16) -> Int[Tensor, "N length"]:
+    """Places in VOCABULARY, then 0; "" is 0 throughout. ValueError for any other word."""
+    tokens = torch.zeros(len(captions), length, dtype=torch.long)
+    for row, caption in zip(tokens, captions, strict=True):
+        parts = ([p] if p.isascii() else re.findall(_WORD, p) for p in caption.lower().split())
+        words = [word for part in parts for word in part]
+        unknown = [word for word in words if word not in _TOKENS]
+        expect.that(not unknown, "words of VOCABULARY", ", ".join(map(repr, unknown)))
+        expect.that(len(words) <= length, f"captions of at most {length} tokens", len(words))
+        row[: len(words)] = torch.tensor([_TOKENS[word] for word in words])
+    return tokens
 
 
-def _caption(a: list[int], b: list[int], draw: list[float], language: str) -> str:
-    said = [thing for thing in (a, b) if max(thing) >= 0]
-    if not said:
+def _caption(
+    objects: list, order: float, tongue: float, phrase: float, form: float, language
+) -> str:
+    grammar = _EN if language == "en" or (language == "both" and tongue < 0.5) else _ZH
+    told = [thing for thing in objects if max(thing) >= 0][:: 1 if order < 0.5 else -1]
+    if not told:
         return ""
-    if draw[0] < 0.5:
-        said.reverse()  # tell it from the other one
-    grammar = _EN if language == "en" or (language == "both" and draw[1] < 0.5) else _ZH
-    many, where = ("one", "two")[len(said) - 1], ""
-    place, other = said[0][3], said[-1][3]
-    facing = place == other == -1 or (place ^ 1 == other and max(place, other) < 4)
-    expect.that(len(said) == 1 or facing, "two objects that face each other", (place, other))
-    if place >= 0:
-        phrases = grammar["place" if many == "one" else "relation"][place]
-        where = phrases[int(draw[2] * len(phrases))]
-    forms = grammar[many if where else f"{many} anywhere"]
-    things = [
-        grammar["object"].format(**{n: grammar[n][v] for n, v in zip(_ORDER, thing, strict=False)})
-        for thing in said
-    ]
-    text = forms[int(draw[3] * len(forms))].format(a=things[0], b=things[-1], where=where)
-    return " ".join(text.split())
-
-
-_ORDER = ("shape", "colour", "size")
-
-
-def _words(caption: str) -> list[str]:
-    words = []
-    for part in caption.lower().split():
-        words += [part] if part.isascii() else re.findall(f"{_LONGEST_FIRST}|.", part)
-    for word in words:
-        expect.that(word in _IDS, "words of VOCABULARY", repr(word))
-    return words
+    count, places = len(told), {thing[3] for thing in told}
+    facing = count == 1 or places in ({0, 1}, {2, 3}, {-1})
+    expect.that(facing, "facts of two objects that face each other", f"places {places}")
+    fill = {"a": told[0], "b": told[-1], "p": ""}
+    for name in "ab":
+        words = (w[i] for w, i in zip(grammar["words"], fill[name][:3], strict=True))
+        fill[name] = grammar["object"].format(*words)
+    if places != {-1}:
+        phrases = grammar[f"where {count}"][told[0][3]].split("/")
+        fill["p"] = phrases[int(phrase * len(phrases))]
+    forms = grammar[f"{'anywhere' if places == {-1} else 'forms'} {count}"].split("/")
+    return " ".join(forms[int(form * len(forms))].format(**fill).split())
