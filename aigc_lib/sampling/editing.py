@@ -37,8 +37,10 @@ def image_to_image(
     first, *_ = options.get("times") or [schedule.num_steps - 1 if is_discrete else 1.0]
     kind = torch.int64 if is_discrete else loss_dtype(x0)
     t = torch.full((len(x0),), first, dtype=kind, device=x0.device)
-    eps = torch.empty_like(x0).normal_(generator=options.get("generator"))
-    start = schedule.noised(x0, t, eps)
+    draw = options.get("generator")
+    device = getattr(draw, "device", x0.device)
+    eps = torch.randn(x0.shape, generator=draw, dtype=x0.dtype, device=device)
+    start = schedule.noised(x0, t, eps.to(x0.device))
     return sampler(predict, schedule, tuple(x0.shape), start=start, **options)
 
 

@@ -268,6 +268,8 @@ SHORT = {"num_steps": 3}
                 MASK.expand(2, 1, 4, 5),
                 MASK.expand(1, 3, 4, 5),
                 torch.ones(1, 1, 1, 1, dtype=torch.bool),
+                torch.ones(1, 1, dtype=torch.bool),
+                torch.ones(3, 2, 4, dtype=torch.bool),
                 MASK & False,
                 torch.cat([MASK, MASK, MASK & False]),
                 MASK[None],

@@ -36,7 +36,7 @@ class TextEncoder(nn.Module):
 
     Source: Saharia et al. 2022 (Imagen), section 2.1, but trained with the images, as Rombach et
     al. 2022, section 4.3.1; the empty caption: Ho and Salimans 2022, algorithm 1.
-    Derived: —
+    Derived: 12_transformer eq-blocks
     """
 
     def __init__(self, config: TextEncoderConfig):

@@ -64,6 +64,15 @@ def test_padding_changes_nothing():
 
 
 @torch.no_grad()
+def test_padding_before_the_words_is_not_seen_either():
+    model = noisy()
+    text, mask = model(torch.tensor([[0, 0, 3, 4]]))
+    assert mask.tolist() == [[False, False, True, True]]
+    model.embedding.weight[0] += normal(16)
+    assert torch.equal(model(torch.tensor([[0, 0, 3, 4]]))[0][mask], text[mask])
+
+
+@torch.no_grad()
 def test_the_empty_caption_is_one_vector_of_its_own_that_may_be_attended_to():
     model = noisy()
     text, mask = model(TOKENS)
