@@ -232,7 +232,7 @@ class VE(Schedule):
 class Straight(Schedule):
     """x_t = (1 − t) x₀ + t ε, whose velocity is ε − x₀:   f = −1/(1 − t),   g² = 2t/(1 − t).
 
-    At t = 1 nothing is left of x₀: f and g are infinite, signal, sigma and their rates are not.
+    At t = 1 nothing is left of x₀: no ε or score tells it, and f and g are infinite, the rates not.
 
     Source: Liu et al. 2023 (rectified flow), equation 1; Lipman et al. 2023, equation 20, turned.
     Derived: —

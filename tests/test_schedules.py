@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from aigc_lib import schedules
-from aigc_lib.schedules import PARAMETERISATIONS, VE, VP, Discrete, SubVP, cosine, linear
+from aigc_lib.schedules import PARAMETERISATIONS, VE, VP, Discrete, Straight, SubVP, cosine, linear
 from tests.noise import normal
 
-CONTINUOUS = [VP(), VP(0.3, 7.0), SubVP(), VE(), VE(0.02, 5.0)]
+CONTINUOUS = [VP(), VP(0.3, 7.0), SubVP(), VE(), VE(0.02, 5.0), Straight()]
 ALL = [linear(40), cosine(40), *CONTINUOUS]
 each = pytest.mark.parametrize("schedule", ALL, ids=lambda s: type(s).__name__)
 
@@ -16,7 +16,8 @@ def some_times(schedule):
     """Six times, noise last, where neither the signal nor the noise vanishes."""
     if isinstance(schedule, Discrete):
         return torch.tensor([0, 1, 7, 20, 33, 38])
-    return torch.tensor([0.01, 0.1, 0.3, 0.5, 0.9, 1.0], dtype=torch.float64)
+    last = 0.95 if isinstance(schedule, Straight) else 1.0
+    return torch.tensor([0.01, 0.1, 0.3, 0.5, 0.9, last], dtype=torch.float64)
 
 
 # Closed forms and brute force
@@ -71,13 +72,63 @@ def test_before_the_first_time_lies_the_data():
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: type(s).__name__)
 def test_the_sde_has_these_marginals(schedule):
     """d signal/dt = f signal and d sigma²/dt = 2 f sigma² + g², by automatic differentiation."""
-    t = torch.linspace(0.01, 1, 12, dtype=torch.float64, requires_grad=True)
+    last = 0.99 if isinstance(schedule, Straight) else 1
+    t = torch.linspace(0.01, last, 12, dtype=torch.float64, requires_grad=True)
     f, g = schedule.drift_scale(t), schedule.diffusion(t)
     signal, variance = schedule.signal(t), schedule.sigma(t).square()
     (growth,) = torch.autograd.grad(variance.sum(), t, retain_graph=True)
     assert torch.allclose(growth, 2 * f * variance + g.square(), rtol=1e-10)
     slope = torch.autograd.grad(signal.sum(), t)[0] if signal.grad_fn else torch.zeros_like(t)
     assert torch.allclose(slope, f * signal, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: type(s).__name__)
+def test_rates_are_derivatives(schedule):
+    t = torch.linspace(0.01, 1, 12, dtype=torch.float64, requires_grad=True)
+    for part, rate in zip((schedule.signal, schedule.sigma), schedule.rates(t), strict=True):
+        level = part(t)
+        moves = level.requires_grad
+        slope = torch.autograd.grad(level.sum(), t)[0] if moves else torch.zeros_like(t)
+        assert torch.allclose(rate, slope, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [linear(), cosine(1000)])
+def test_rates_of_a_discrete_schedule_are_those_of_a_step(schedule):
+    t = torch.arange(100, 500)
+    for level, rate in zip((schedule.signal, schedule.sigma), schedule.rates(t), strict=True):
+        step = level(t) - level(t - 1)
+        assert torch.allclose(rate, step, rtol=0.06)
+        assert (rate.sign() == step.sign()).all()
+
+
+def test_the_straight_path_worked_out_by_hand():
+    t, x0, eps = torch.tensor([0.0, 0.25, 1.0]), torch.full((3, 2), 8.0), torch.full((3, 2), 4.0)
+    assert Straight().noised(x0, t, eps)[:, 0].tolist() == [8, 7, 4]
+    assert [rate.tolist() for rate in Straight().rates(t)] == [[-1, -1, -1], [1, 1, 1]]
+    assert Straight().drift_scale(t).tolist() == pytest.approx([-1, -4 / 3, -math.inf])
+    assert Straight().diffusion(t).tolist() == pytest.approx([0, math.sqrt(2 / 3), math.inf])
+    assert Straight().condition(t).tolist() == pytest.approx([5, math.log(3) / 2, -5])
+
+
+def test_the_straight_velocity_tells_all_at_both_ends():
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    x0, eps = normal(2, 3), normal(2, 3, seed=1)
+    x_t, u = Straight().noised(x0, t, eps), eps - x0
+    for target, want in (("x0", x0), ("eps", eps), ("velocity", u)):
+        got = Straight().convert(u, x_t, t, source="velocity", target=target)
+        assert torch.allclose(got, want, atol=1e-15)
+    v = torch.stack([eps[0], -x0[1]])
+    assert torch.allclose(Straight().convert(u, x_t, t, source="velocity", target="v"), v)
+    assert torch.allclose(Straight().convert(v, x_t, t, source="v", target="velocity"), u)
+
+
+@each
+def test_the_velocity_is_that_of_the_probability_flow(schedule):
+    """f x_t − ½ g² score, however signal and sigma move."""
+    t, x_t, score = some_times(schedule), normal(6, 2), normal(6, 2, seed=1)
+    f, g = schedule.drift_scale(t)[:, None], schedule.diffusion(t)[:, None]
+    got = schedule.convert(score, x_t, t, source="score", target="velocity")
+    assert torch.allclose(got, f * x_t - 0.5 * g**2 * score, rtol=1e-9, atol=1e-9)
 
 
 def test_the_ends_of_the_continuous_schedules():
@@ -103,7 +154,9 @@ def test_time_is_noise(schedule):
     assert (schedule.signal(t).diff() <= 0).all()
     assert (schedule.sigma(t).diff() > 0).all()
     assert torch.allclose(schedule.alpha_bar(t), schedule.signal(t) ** 2)
-    if not isinstance(schedule, VE | SubVP):
+    if isinstance(schedule, Straight):
+        assert torch.allclose(schedule.signal(t) + schedule.sigma(t), torch.ones(6).double())
+    elif not isinstance(schedule, VE | SubVP):
         assert torch.allclose(
             schedule.signal(t) ** 2 + schedule.sigma(t) ** 2, torch.ones(6).double()
         )
@@ -116,7 +169,9 @@ def test_each_parameterisation_says_the_same(schedule, source):
     a, s = schedule.signal(t)[:, None, None], schedule.sigma(t)[:, None, None]
     x_t = schedule.noised(x0, t, eps)
     assert torch.allclose(x_t, a * x0 + s * eps, atol=1e-14)
+    da, ds = (rate[:, None, None] for rate in schedule.rates(t))
     truth = {"eps": eps, "x0": x0, "v": a * eps - s * x0, "score": -eps / s}
+    truth["velocity"] = da * x0 + ds * eps
     for target in PARAMETERISATIONS:
         got = schedule.convert(truth[source], x_t, t, source=source, target=target)
         assert torch.allclose(got, truth[target], rtol=1e-8, atol=1e-8)
@@ -142,7 +197,8 @@ def test_answers_have_the_dtype_of_the_data(schedule, dtype):
     assert schedule.signal(low).dtype == (torch.float64 if low is t else torch.float32)
     assert schedule.noised(x, low, x).dtype == dtype
     for source in PARAMETERISATIONS:
-        assert schedule.convert(x, x, low, source=source, target="v").dtype == dtype
+        for target in ("v", "velocity"):
+            assert schedule.convert(x, x, low, source=source, target=target).dtype == dtype
     if isinstance(schedule, Discrete):
         assert schedule.posterior(x, x, t)[0].dtype == dtype
         assert torch.equal(schedule.signal(t.int()), schedule.signal(t))
@@ -187,6 +243,15 @@ def test_schedules_are_those_of_diffusers(ours, settings):
     assert torch.allclose(v, theirs.get_velocity(x0, eps, t), atol=1e-4)
 
 
+def test_the_straight_path_is_that_of_diffusers():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs = FlowMatchEulerDiscreteScheduler(1000)
+    x0, eps, t = normal(4, 3), normal(4, 3, seed=1), theirs.timesteps[[0, 10, 500, 999]]
+    want = theirs.scale_noise(x0, t, eps)
+    assert torch.allclose(Straight().noised(x0, t.double() / 1000, eps), want, atol=1e-6)
+
+
 # Bad input
 
 X, T, U = torch.zeros(3, 2), torch.arange(3), torch.full((3,), 0.5)
@@ -218,6 +283,11 @@ FEW = linear(40)
         (ValueError, "t in", lambda: VE().sigma(-U)),
         (TypeError, "t ", lambda: SubVP().sigma(T)),
         (ValueError, "t ", lambda: VP().sigma(U[0])),
+        (ValueError, "t in", lambda: Straight().sigma(U + 0.6)),
+        (ValueError, "t in", lambda: Straight().rates(U - 0.6)),
+        (TypeError, "t ", lambda: Straight().rates(T)),
+        (ValueError, "t ", lambda: Straight().rates(U[0])),
+        (ValueError, "target", lambda: Straight().convert(X, X, U, source="eps", target="u")),
         (ValueError, "eps", lambda: FEW.noised(X, T, X[:, :1])),
         (TypeError, "x0", lambda: FEW.noised(X.long(), T, X)),
         (ValueError, "t of", lambda: FEW.noised(X, T[:1], X)),
@@ -235,8 +305,8 @@ def test_what_does_not_fit_is_named(kind, name, call):
         call()
 
 
-def test_there_are_four_parameterisations():
-    assert schedules.PARAMETERISATIONS == ("eps", "x0", "v", "score")
+def test_there_are_five_parameterisations():
+    assert schedules.PARAMETERISATIONS == ("eps", "x0", "v", "score", "velocity")
 
 
 def test_levels_are_not_rounded_to_the_data_s_dtype():

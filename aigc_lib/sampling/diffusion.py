@@ -135,8 +135,7 @@ def heun(
 ) -> States:
     """x_s = x − ½ h (k_t + k_s),   k = f x − ½ g² score, k_s at Euler's x − h k_t,   h = t − s.
 
-    The ODE with the SDE's marginals; k is the velocity, made by `rates`. Order 1 is Euler's method,
-    as is the last step, to the data.
+    The ODE with the SDE's marginals and velocity k. Order 1 and the last step are Euler's method.
 
     Source: Song et al. 2021 (score SDE), equation 13; Karras et al. 2022, algorithm 1.
     Derived: 41_score_and_sde eq-reverse
@@ -236,10 +235,11 @@ class _Run:
     start: Tensor | None = None
 
     def __post_init__(self):
-        expect.one_of(PARAMETERISATIONS, parameterisation=self.parameterisation)
         low, high = self.clip or (0.0, 1.0)
         expect.that(not torch.as_tensor(low >= high).all(), "clip, low < high", self.clip)
         self.levels = _levels(self.schedule, self.num_steps, self.times)
+        known = PARAMETERISATIONS if self.levels[0].signal else ("x0", "v", "velocity")
+        expect.one_of(known, parameterisation=self.parameterisation)
         self.device = getattr(self.generator, "device", getattr(self.start, "device", "cpu"))
         if self.start is None:
             std = math.hypot(self.levels[0].signal, self.levels[0].sigma)

@@ -15,7 +15,7 @@ from aigc_lib.sampling.diffusion import (
     heun,
     ode_likelihood,
 )
-from aigc_lib.schedules import VE, VP, Discrete, SubVP, cosine, linear
+from aigc_lib.schedules import PARAMETERISATIONS, VE, VP, Discrete, Straight, SubVP, cosine, linear
 from tests.noise import normal
 
 SAMPLERS = [ancestral, ddim, exponential, euler_maruyama, heun]
@@ -49,11 +49,16 @@ class Mixture:
         def predict(x, condition):
             snr = torch.exp(4 * condition)
             signal = torch.ones_like(snr) if isinstance(schedule, VE) else (snr / (1 + snr)).sqrt()
+            if isinstance(schedule, Straight):
+                signal = snr.sqrt() / (1 + snr.sqrt())
             sigma = signal / snr.sqrt()
             a, s = signal[:, None], sigma[:, None]
             score = self.score(x, signal, sigma)
             eps = -s * score
             x0 = (x - s * eps) / a
+            if target == "velocity":
+                da, ds = (r[:, None] for r in schedule.rates(time_of(schedule, condition)))
+                return da * x0 + ds * eps
             return {"eps": eps, "x0": x0, "v": a * eps - s * x0, "score": score}[target]
 
         return predict
@@ -61,6 +66,21 @@ class Mixture:
 
 GAUSSIAN = Mixture([[0.5, -0.3]], 0.4)
 TWO = Mixture([[1.0, 0.5], [-0.6, -0.2]], 0.5)
+
+
+def time_of(schedule, condition):
+    """The time that networks are told of by this condition: looked up, or found by halving."""
+    if isinstance(schedule, Discrete):
+        told = schedule.condition(torch.arange(schedule.num_steps), torch.float64)
+        return (told - condition[:, None]).abs().argmin(1)
+    if isinstance(schedule, Straight):
+        return torch.sigmoid(-2 * condition)
+    low, high = torch.zeros_like(condition), torch.ones_like(condition)
+    for _ in range(60):
+        middle = (low + high) / 2
+        later = schedule.condition(middle, torch.float64) > condition
+        low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+    return high
 
 
 def levels(schedule, times):
@@ -96,7 +116,8 @@ def moments(states, start_mean, start_variance, run_from):
 
 
 def moments_of(monkeypatch, sampler, data, schedule, times, **settings):
-    predict, n = data.predict(schedule), len(times)
+    predict = data.predict(schedule, settings.get("parameterisation", "eps"))
+    n = len(times)
 
     def run(start):
         with monkeypatch.context() as patch:
@@ -135,12 +156,15 @@ def test_for_data_of_unit_variance_the_wide_chain_has_the_true_marginals(monkeyp
         assert variance == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize("schedule", [FEW, VP(), VE()])
+@pytest.mark.parametrize("schedule", [FEW, VP(), VE(), Straight()])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_any_eta_keeps_the_marginals_of_one_point(monkeypatch, schedule, eta):
     times = [29, 17, 4, 0] if schedule is FEW else [1.0, 0.6, 0.2]
-    data = Mixture([[0.7, 0.7]], 0.0)
-    got = moments_of(monkeypatch, ddim, data, schedule, times, eta=eta)
+    data, kind = Mixture([[0.7, 0.7]], 0.0), "eps"
+    if isinstance(schedule, Straight):
+        times, kind = [0.99, 0.6, 0.2], "velocity"
+    settings = {"eta": eta, "parameterisation": kind}
+    got = moments_of(monkeypatch, ddim, data, schedule, times, **settings)
     for (mean, variance), (a, s) in zip(got, levels(schedule, times), strict=True):
         assert mean == pytest.approx(0.7 * a, abs=1e-8)
         assert variance == pytest.approx(s**2, rel=1e-8, abs=1e-8)
@@ -162,14 +186,18 @@ def slope(errors):
 
 
 @pytest.mark.parametrize(("sampler", "settings", "order"), ODE)
-@pytest.mark.parametrize("schedule", [VP(), VE(0.05, 5.0)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [VP(), VE(0.05, 5.0), Straight()], ids=lambda s: type(s).__name__
+)
 def test_the_order_on_an_ode_with_a_known_solution(sampler, settings, order, schedule):
     start, errors = normal(6, 2), []
+    kind = "velocity" if isinstance(schedule, Straight) else "eps"
     for num_steps in (20, 40, 80):
         times = torch.linspace(1, 0.2, num_steps + 1, dtype=torch.float64).tolist()
         run = sampler(
-            GAUSSIAN.predict(schedule), schedule, (6, 2), times=times, start=start, **settings
-        )
+            GAUSSIAN.predict(schedule, kind), schedule, (6, 2), times=times, start=start,
+            parameterisation=kind, **settings,
+        )  # fmt: skip
         *_, state = (state for state in run if state.t >= 0.2)
         (a1, s1), (a0, s0) = levels(schedule, [1.0, 0.2])[:2]
         spread = GAUSSIAN.spread**2
@@ -196,6 +224,53 @@ def test_euler_maruyama_is_of_weak_order_one(monkeypatch, schedule):
     for means_or_variances in zip(*errors, strict=True):
         assert slope(means_or_variances) == pytest.approx(1, abs=0.15)
         assert means_or_variances[-1] < 0.05
+
+
+def field(x, condition):
+    """Some velocity: it need not belong to any data."""
+    return torch.sin(3 * x) * (1 + 0.3 * condition[:, None])
+
+
+@pytest.mark.parametrize(("sampler", "settings"), [(ddim, {}), (heun, {"order": 1})])
+@pytest.mark.parametrize("times", [[1.0, 0.75, 0.5, 0.25], [1.0, 0.9, 0.3], [0.6, 0.05]])
+def test_on_the_straight_path_it_is_eulers_method_of_the_flow(sampler, settings, times):
+    x, straight = normal(5, 2), Straight()
+    settings |= {"times": times, "parameterisation": "velocity", "start": x}
+    states = list(sampler(field, straight, (5, 2), **settings))
+    for here, (state, later) in zip(times, pairwise(states), strict=True):
+        there = later.t
+        told = straight.condition(torch.full((5,), here, dtype=torch.float64), torch.float64)
+        u = field(x, told)
+        assert torch.allclose(state.x0, x - here * u, atol=1e-12)
+        x = x + (there - here) * u
+        assert torch.allclose(later.x, x, atol=1e-12)
+
+
+def test_heun_on_the_straight_path_worked_out():
+    x, straight = normal(5, 2), Straight()
+
+    def u(x, t):
+        return field(x, straight.condition(torch.full((5,), t).double(), torch.float64))
+
+    *_, got = heun(field, straight, (5, 2), times=[1.0, 0.4], parameterisation="velocity", start=x)
+    x = x - 0.3 * (u(x, 1.0) + u(x - 0.6 * u(x, 1.0), 0.4))
+    assert torch.allclose(got.x, x - 0.4 * u(x, 0.4), atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim, exponential, heun])
+def test_a_straight_path_to_one_point_takes_one_step(sampler):
+    """There the velocity (x − x₀)/t is constant along the path."""
+    point = torch.tensor([0.3, -0.8], dtype=torch.float64)
+
+    def predict(x, condition):
+        return (x - point) / time_of(Straight(), condition)[:, None].clamp(min=1e-4)
+
+    options = {"parameterisation": "velocity", "start": normal(5, 2)}
+    for num_steps in (1, 4):
+        draws = torch.Generator().manual_seed(0)
+        options |= {"num_steps": num_steps, "generator": draws}
+        *_, last = sampler(predict, Straight(), (5, 2), **options)
+        assert torch.allclose(last.x, point.expand(5, 2), atol=3e-4)
 
 
 def test_on_a_discrete_schedule_a_step_of_the_sde_is_nearly_ancestral():
@@ -238,6 +313,17 @@ def test_the_likelihood_is_that_of_the_time_asked_for_and_images_are_summed():
     assert torch.allclose(images, got, atol=1e-10)
 
 
+def test_the_likelihood_of_a_flow_is_that_of_the_data():
+    """On the straight path from t = 1 itself, which no other parameterisation could begin at."""
+    straight = Straight()
+    x = torch.tensor([[0.5, -0.3], [1.0, 1.0], [-0.8, 0.0], [2.0, -1.0]], dtype=torch.float64)
+    for data in (GAUSSIAN, TWO):
+        predict = data.predict(straight, "velocity")
+        got = ode_likelihood(predict, straight, x, num_steps=50, parameterisation="velocity")
+        (a, s), *_ = levels(straight, [1e-3])
+        assert (got - data.at(a, s).log_prob(x)).abs().max() < 1e-3
+
+
 def test_hutchinsons_signs_are_the_generators(generator):
     def estimate():
         signs = torch.Generator().manual_seed(3)
@@ -268,9 +354,9 @@ def test_the_likelihood_takes_every_parameterisation():
     x = normal(3, 2)
     values = {
         kind: ode_likelihood(TWO.predict(VP(), kind), VP(), x, num_steps=4, parameterisation=kind)
-        for kind in ("eps", "x0", "v", "score")
+        for kind in PARAMETERISATIONS
     }
-    for kind in ("x0", "v", "score"):
+    for kind in PARAMETERISATIONS:
         assert torch.allclose(values[kind], values["eps"], atol=1e-8)
 
 
@@ -340,17 +426,21 @@ def test_hutchinson_is_right_on_average(generator):
 
 
 @each
-@pytest.mark.parametrize("schedule", [FEW, VP(), VE(0.05, 5.0)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [FEW, VP(), VE(0.05, 5.0), Straight()], ids=lambda s: type(s).__name__
+)
 def test_all_parameterisations_sample_the_same(sampler, schedule):
-    ends = {}
-    for kind in ("eps", "x0", "v", "score"):
+    ends, steps = {}, {"num_steps": 6}
+    if isinstance(schedule, Straight):
+        steps = {"times": [0.95, 0.8, 0.6, 0.4, 0.2, 0.05]}
+    for kind in PARAMETERISATIONS:
         draw = torch.Generator().manual_seed(0)
         run = sampler(
-            TWO.predict(schedule, kind), schedule, (5, 2), num_steps=6, parameterisation=kind,
+            TWO.predict(schedule, kind), schedule, (5, 2), **steps, parameterisation=kind,
             start=normal(5, 2), generator=draw,
         )  # fmt: skip
         *_, ends[kind] = run
-    for kind in ("x0", "v", "score"):
+    for kind in PARAMETERISATIONS:
         assert torch.allclose(ends[kind].x, ends["eps"].x, atol=1e-8)
 
 
@@ -542,6 +632,29 @@ def test_dpm_solver_is_that_of_diffusers(schedule, kind, name, clip, times):
     compare(mine, scheduler, times, start, tol=2e-5)  # its sigmas are float32
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, {"num_inference_steps": 10}),
+        ({"shift": 3.0}, {"num_inference_steps": 7}),
+        ({"use_dynamic_shifting": True}, {"num_inference_steps": 6, "mu": 0.8}),
+        ({}, {"sigmas": [1.0, 0.85, 0.3, 0.02]}),
+    ],
+    ids=["even", "shift 3", "by image size", "given"],
+)
+def test_eulers_flow_is_that_of_diffusers(settings, steps):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(1000, **settings)
+    scheduler.set_timesteps(**steps)
+    times, x = scheduler.sigmas[:-1].tolist(), normal(4, 3).float()
+    mine = ours(ddim, Straight(), "velocity", times, x)
+    assert len(mine) == len(times)
+    for t, timestep, got in zip(times, scheduler.timesteps, mine, strict=True):
+        x = scheduler.step(predictions(x, t), timestep, x).prev_sample
+        assert (x - got).abs().max() < 2e-6  # theirs is float32
+
+
 # Behaviour
 
 
@@ -580,6 +693,7 @@ def same(x, c):
 
 
 X = torch.zeros(3, 2)
+STRAIGHT = {"num_steps": 3, "parameterisation": "velocity"}
 
 
 @pytest.mark.usefixtures("hook_off")
@@ -610,6 +724,14 @@ X = torch.zeros(3, 2)
         (TypeError, "start", lambda: ddim(same, FEW, (3, 2), start=X.long())),
         (ValueError, "parameterisation", lambda: ddim(same, FEW, (3, 2), parameterisation="x_0")),
         (ValueError, "variance", lambda: ancestral(same, FEW, (3, 2), variance="tilde")),
+        *(
+            (ValueError, "parameterisation", lambda k=k: ddim(same, Straight(), (3, 2), **k))
+            for k in ({"num_steps": 3}, {"num_steps": 3, "parameterisation": "score"})
+        ),
+        (ValueError, "times", lambda: euler_maruyama(same, Straight(), (3, 2), **STRAIGHT)),
+        (ValueError, "times", lambda: heun(same, Straight(), (3, 2), times=[0.5, 0.0])),
+        (ValueError, "num_steps", lambda: ddim(same, Straight(), (3, 2))),
+        (ValueError, "t in", lambda: ddim(same, Straight(), (3, 2), times=[1.1])),
         (ValueError, "eta", lambda: ddim(same, FEW, (3, 2), eta=1.1)),
         (ValueError, "eta", lambda: ddim(same, FEW, (3, 2), eta=-0.1)),
         (ValueError, "order", lambda: heun(same, FEW, (3, 2), order=3)),

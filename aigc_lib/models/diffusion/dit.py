@@ -113,6 +113,7 @@ class DiT(nn.Module):
         expect.that(text is not None or text_mask is None, "text beside text_mask", "None")
         expect.shaped((len(x), None, width), text=text)
         expect.shaped(() if text is None else text.shape[:2], text_mask=text_mask)
+        expect.of_dtype((torch.bool,), text_mask=text_mask)
 
 
 class AdaptiveBlock(nn.Module):
