@@ -21,7 +21,7 @@ def page(root: Path) -> str:
     lines = [HEAD]
     for name, result in results.items():
         table = _language if "recipes" in result else _dcgan if "arms" in result else _race
-        table = _diffusion if "-diffusion" in name else table
+        table = _diffusion if "-diffusion" in name else _scenes if "-scenes" in name else table
         lines += table(name, result)
     return "\n".join([*lines, "## What was not measured", "", *_gaps(results)]) + "\n"
 
@@ -152,6 +152,29 @@ def _diffusion(name: str, result: dict) -> list[str]:
         columns += tuple([one[key] for one in drawn] for key in ("label", "frechet"))
         cells = [f"{statistics.mean(values):.3g}" for values in columns] if rows else ["—"] * 4
         lines.append(_cells(arm, change, *cells))
+    return [*lines, ""]
+
+
+def _scenes(name: str, result: dict) -> list[str]:
+    lines = [
+        *_head("Scenes from captions", name, result),
+        f"- **Command:** `{result['command']}`: chapter 43's latent diffusion, whose captions ask "
+        f"for pairs of shape and colour held out of training; {len(result['seeds'])} seeds.",
+        "",
+        "The share of pictures in which all attributes are as asked, mean and standard error over "
+        "seeds; CPU seconds of a training.",
+        "",
+        "| arm | steps | seconds | English | error | Chinese | error |",
+        "|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for arm, recipe in result["arms"].items():
+        rows = [row for row in result["rows"] if row["arm"] == arm]
+        cells = [f"{statistics.mean(row['cpu_seconds'] for row in rows):.0f}"] if rows else ["—"]
+        for language in ("en", "zh") if rows else ():
+            shares = [row["captions"][f"held out, {language}"]["all"] for row in rows]
+            error = statistics.stdev(shares) / len(shares) ** 0.5 if len(shares) > 1 else 0
+            cells += [f"{statistics.mean(shares):.3f}", f"{error:.3f}" if error else "—"]
+        lines.append(_cells(arm, str(recipe["steps"]), *cells, *["—"] * (5 - len(cells))))
     return [*lines, ""]
 
 

@@ -12,7 +12,7 @@ from aigc_lib.layers.block import Block, Stack
 from aigc_lib.layers.embedding import TokenEmbedding
 from aigc_lib.layers.mlp import MLP
 from aigc_lib.layers.norm import LayerNorm
-from aigc_lib.layers.positions import Sinusoidal
+from aigc_lib.layers.positions import Rotary
 
 Text = tuple[Float[Tensor, "B M C"], Bool[Tensor, "B M"]]
 
@@ -29,7 +29,7 @@ class TextEncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """text = norm(Block_L(… E[token] + p)),   and a mask, True where it may be attended to.
+    """text = norm(Block_L(… E[token] …)),   and a mask, True where it may be attended to.
 
     Token 0 is padding, of which nothing is seen, but for the empty caption: of that the first place
     is, with the vector that E[0] becomes, which is learned from empty captions alone.
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         self.config, width = config, config.width
         norm = partial(LayerNorm, width)
         self.embedding = TokenEmbedding(config.vocab_size, width, config.context)
-        self.positions = Sinusoidal(width, config.context)
+        self.positions = Rotary(width // config.num_heads, config.context)
         self.blocks = Stack(
             Block(MultiHeadAttention(width, config.num_heads), MLP(width, 4 * width), norm)
             for _ in range(config.num_layers)
@@ -54,7 +54,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Int[Tensor, "B M"]) -> Text:
         """Vectors of width C and the mask; tokens run to V − 1."""
         x = self.embedding(tokens)  #                                      B M C
-        x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        rotary = self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         mask = tokens != 0  #                                              B M
         mask[:, 0] |= ~mask.any(1)
-        return self.norm(self.blocks(x, mask=mask[:, None, None])), mask
+        return self.norm(self.blocks(x, mask=mask[:, None, None], rotary=rotary)), mask
