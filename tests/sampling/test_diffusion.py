@@ -257,6 +257,20 @@ def test_heun_on_the_straight_path_worked_out():
     assert torch.allclose(got.x, x - 0.4 * u(x, 0.4), atol=1e-12)
 
 
+def test_the_second_exponential_step_knows_no_step_that_began_without_signal():
+    """Its λ was −∞, so that r = ∞: two steps of Euler's, and then one with a difference."""
+    x, straight = normal(5, 2), Straight()
+    settings = {"times": [1.0, 0.8, 0.5, 0.3], "parameterisation": "velocity", "start": x}
+    euler, got = (list(f(field, straight, (5, 2), **settings)) for f in (ddim, exponential))
+    for k in (1, 2):
+        assert torch.allclose(got[k].x, euler[k].x, atol=1e-12)
+    here, before = got[2], got[1]
+    r = math.log((0.5 / 0.5) / (0.2 / 0.8)) / math.log((0.7 / 0.3) / (0.5 / 0.5))
+    blend = here.x0 + (here.x0 - before.x0) / (2 * r)
+    want = 0.3 / 0.5 * here.x + (0.7 - 0.5 * 0.3 / 0.5) * blend
+    assert torch.allclose(got[3].x, want, atol=1e-12)
+
+
 @pytest.mark.parametrize("sampler", [ancestral, ddim, exponential, heun])
 def test_a_straight_path_to_one_point_takes_one_step(sampler):
     """There the velocity (x − x₀)/t is constant along the path."""
