@@ -57,7 +57,7 @@ def play(arm: str, recipe: Recipe, seed: int, save: Path | None = None) -> dict:
 MINUTE = "the minute"
 ARMS = {
     MINUTE: Recipe(),
-    "ten minutes": Recipe(steps=9000),
+    "ten minutes": Recipe(steps=10_000),
 }
 QUICK = {"steps": 20, "images": 200, "asked": 12, "num_steps": 2}
 

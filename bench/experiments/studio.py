@@ -188,24 +188,20 @@ def moved(before: Tensor, after: Tensor) -> float:
 
 
 def avoided(studio: Studio) -> dict:
-    """Colour left unsaid: how often a colour comes, with and without it as the negative prompt.
+    """Colour left unsaid: how often each comes, without and with it as the negative prompt.
 
-    "right" is what was asked for with the negative prompt: shape, size, place.
+    "all" is what was asked for: count, shape, size, place.
     """
-    each = max(1, studio.recipe.asked // 12)
-    asked = studio.ask(each, False).facts
+    asked = studio.ask(max(1, studio.recipe.asked // 8), False).facts
     asked[..., 1] = -1
-    told, rows = (
-        captions(asked, studio.draws("captions"), "en"),
-        {"without": [], "with": [], "right": []},
-    )
-    plain = read(studio.paint(told))[..., 1]
+    told, rows = captions(asked, studio.draws("captions"), "en"), {"without": [], "with": []}
     for place, colour in enumerate(COLOURS):
-        images = studio.paint(told, negative=f"a {colour} shape")
-        rows["without"].append((plain == place).any(1).float().mean().item())
-        rows["with"].append((read(images)[..., 1] == place).any(1).float().mean().item())
-        rows["right"].append(shares(asked, images)["all"])
-    return {name: statistics.fmean(values) for name, values in rows.items()}
+        for name, negative in (("without", ""), ("with", f"a {colour} shape")):
+            images = studio.paint(told, negative=negative)
+            comes = (read(images)[..., 1] == place).any(1).float().mean().item()
+            rows[name].append((comes, shares(asked, images)["all"]))
+    means = {name: map(statistics.fmean, zip(*found, strict=True)) for name, found in rows.items()}
+    return {name: dict(zip(("colour", "all"), both, strict=True)) for name, both in means.items()}
 
 
 MEASURES = {
