@@ -21,11 +21,12 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from aigc_lib import checkpoint
 from aigc_lib import device as devices
@@ -36,22 +37,33 @@ from bench.experiments.studio import MEASURES, Studio
 from tools import Refusal, command
 
 
-def play(arm: str, recipe: Recipe, seed: int, save: Path | None = None) -> dict:
-    """One training, measured: a row."""
+def play(
+    arm: str, recipe: Recipe, seed: int, keep: Callable[[nn.Module, dict], object] | None = None
+) -> dict:
+    """One training, measured: a row. `keep` is given the painter and what is known before that."""
     start, spent = time.perf_counter(), time.process_time()
     painters.data(recipe, seed)
-    prepared = time.process_time() - spent
-    painter, loss = painters.fit(recipe, seed)
-    row = {"arm": arm, "seed": seed, "steps": recipe.steps, "loss": loss}
-    row["prepare_seconds"] = prepared
+    row = {"arm": arm, "seed": seed, "steps": recipe.steps}
+    row["prepare_seconds"] = time.process_time() - spent
+    painter, row["loss"] = painters.fit(recipe, seed)
     row["wall_seconds"] = time.perf_counter() - start
     row["cpu_seconds"] = time.process_time() - spent
+    if keep:
+        keep(painter, row)
     studio = Studio(painter, recipe, seed)
-    row |= {name: measure(studio) for name, measure in MEASURES.items()}
-    if save:
+    return row | {name: measure(studio) for name, measure in MEASURES.items()}
+
+
+def keeper(path: Path, head: dict) -> Callable[[nn.Module, dict], object]:
+    """Write a painter's weights, of half precision, its recipe, and where they come from."""
+
+    def keep(painter: nn.Module, row: dict) -> None:
         half = {name: x.half() for name, x in painter.state_dict().items()}
-        checkpoint.save(save, {"recipe": asdict(recipe), "weights": half, "row": row})
-    return row
+        record = {key: head[key] for key in ("command", "date", "device", "versions", "threads")}
+        tree = {"recipe": head["arms"][row["arm"]], "weights": half, "record": record | row}
+        checkpoint.save(path, tree)
+
+    return keep
 
 
 MINUTE = "the minute"
@@ -63,14 +75,14 @@ QUICK = {"steps": 20, "images": 200, "asked": 12, "num_steps": 2}
 
 
 def compare(
-    arms: dict[str, Recipe], seeds: int, done: list[dict], save: Path | None
+    arms: dict[str, Recipe], seeds: int, done: list[dict], keep: Callable | None = None
 ) -> Iterator[dict]:
-    """Train all arms, seed by seed; the weights of the last one are saved."""
+    """Train all arms, seed by seed."""
     found = {(row["arm"], row["seed"]) for row in done}
     for seed in range(seeds):
         for arm, recipe in arms.items():
             if (arm, seed) not in found:
-                yield play(arm, recipe, seed, save)
+                yield play(arm, recipe, seed, keep)
 
 
 def lines(rows: list[dict]) -> list[str]:
@@ -165,8 +177,10 @@ def main() -> int:
     content = {**head, "complete": False, "rows": (rows := _kept(path, head))}
     print(f"{content['device']}, torch {torch.__version__}", flush=True)
 
+    keep = keeper(arguments.save, head) if arguments.save else None
+
     try:
-        for row in compare(arms, arguments.seeds, rows.copy(), arguments.save):
+        for row in compare(arms, arguments.seeds, rows.copy(), keep):
             rows.append(row)
             report.write(path, content)
             right = row["captions"]["held out, en"]["all"]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -75,7 +75,9 @@ def test_the_autoencoder_that_all_start_from_is_small_and_says_where_it_comes_fr
 def test_a_seed_fixes_a_row_but_for_its_seconds(tmp_path, monkeypatch):
     for name, few in (("SCALES", (0.0, 2.0)), ("COUNTS", (1, 2)), ("STRENGTHS", (0.5,))):
         monkeypatch.setattr(studio, name, few)
-    rows = [scenes.play("the minute", TINY, seed, tmp_path / "x") for seed in (1, 1, 2)]
+    head = dict.fromkeys(("command", "date", "device", "versions", "threads"))
+    keep = scenes.keeper(tmp_path / "x", head | {"arms": {"the minute": asdict(TINY)}})
+    rows = [scenes.play("the minute", TINY, seed, keep) for seed in (1, 1, 2)]
     for row in rows:
         check_row(row)
         for key in ("wall_seconds", "cpu_seconds", "prepare_seconds"):
@@ -83,7 +85,7 @@ def test_a_seed_fixes_a_row_but_for_its_seconds(tmp_path, monkeypatch):
     assert rows[0] == rows[1]
     assert rows[0]["loss"] != rows[2]["loss"]
     kept = checkpoint.load(tmp_path / "x")
-    assert kept["row"]["seed"] == 2
+    assert kept["record"]["seed"] == 2
     painters.Painter(painters.Recipe(**kept["recipe"]), (8, 4, 4)).load_state_dict(kept["weights"])
 
 
@@ -110,7 +112,7 @@ def look(monkeypatch):
     monkeypatch.setattr(
         studio,
         "tokenise",
-        lambda told: torch.tensor([facts or [[-1] * 4] * 2 for facts in told]),
+        lambda told: torch.tensor([[[-1] * 4] * 2 if type(x) is str else x for x in told]),
     )
     monkeypatch.setattr(studio, "SCALES", (1.0,))
     found = studio.Studio(None, replace(TINY, asked=60), 0)
@@ -130,7 +132,7 @@ def test_the_truth_is_right_in_all_that_is_asked(look):
     rows = studio.redrawn(look)
     assert rows["1.0"]["all"] == 1
     assert rows["1.0"]["moved"] == pytest.approx(rows["fresh"]["moved"], rel=0.3)
-    assert studio.avoided(look)["right"] == 1
+    assert studio.avoided(look)["with"]["all"] == 1
 
 
 def test_a_wrong_painter_is_found_out(look, monkeypatch):
