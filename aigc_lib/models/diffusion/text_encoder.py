@@ -29,7 +29,7 @@ class TextEncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """text = norm(Block_L(… E[token] …)),   and a mask, True where it may be attended to.
+    """text = norm(Block_L(… E[token] …)), rotary, and a mask, True where it may be attended to.
 
     Token 0 is padding, of which nothing is seen, but for the empty caption: of that the first place
     is, with the vector that E[0] becomes, which is learned from empty captions alone.
@@ -44,11 +44,11 @@ class TextEncoder(nn.Module):
         self.config, width = config, config.width
         norm = partial(LayerNorm, width)
         self.embedding = TokenEmbedding(config.vocab_size, width, config.context)
-        self.positions = Rotary(width // config.num_heads, config.context)
         self.blocks = Stack(
             Block(MultiHeadAttention(width, config.num_heads), MLP(width, 4 * width), norm)
             for _ in range(config.num_layers)
         )
+        self.positions = Rotary(width // config.num_heads, config.context)
         self.norm = norm()
 
     def forward(self, tokens: Int[Tensor, "B M"]) -> Text:
