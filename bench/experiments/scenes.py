@@ -69,7 +69,7 @@ def keeper(path: Path, head: dict) -> Callable[[nn.Module, dict], object]:
 MINUTE = "the minute"
 ARMS = {
     MINUTE: Recipe(),
-    "ten minutes": Recipe(steps=10_000),
+    "ten minutes": Recipe(steps=6000, muon_lr=0.01, images=40_000),
 }
 QUICK = {"steps": 20, "images": 200, "asked": 12, "num_steps": 2}
 
