@@ -69,6 +69,16 @@ def test_images_stand_row_by_row_and_upright():
     assert ax.images[0].get_clim() == (0, 1)
 
 
+def test_images_in_colour_stand_as_grey_ones_do():
+    _, (grey, colour) = plotting.panels(["grey", "colour"])
+    pixels = torch.rand(6, 3, 2, 2)
+    plotting.images(colour, pixels, columns=3)
+    picture = colour.images[0].get_array()
+    for channel in range(3):
+        plotting.images(grey, pixels[:, channel : channel + 1], columns=3)
+        assert (picture[..., channel] == grey.images[-1].get_array()).all()
+
+
 def test_panels_stand_row_by_row_in_the_size_asked_for():
     figure, axes = plotting.panels(["a", "b", "c", "d", "e", "f"], rows=2, width=2, height=1.5)
     assert [ax.get_title() for ax in axes] == ["a", "b", "c", "d", "e", "f"]
@@ -99,7 +109,7 @@ def test_a_density_is_drawn_to_scale():
         (lambda ax: plotting.curve(ax, [1.0], label="", color="blue", smooth=2), "smooth"),
         (lambda ax: plotting.curve(ax, [1.0], label="", color="blue", smooth=0), "smooth"),
         (lambda ax: plotting.images(ax, torch.zeros(4, 3), columns=2), "pixels"),
-        (lambda ax: plotting.images(ax, torch.zeros(4, 3, 2, 2), columns=2), "pixels"),
+        (lambda ax: plotting.images(ax, torch.zeros(4, 2, 2, 2), columns=2), "channels"),
         (lambda ax: plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=3), "columns"),
         (lambda ax: plotting.images(ax, torch.zeros(4, 1, 2, 2), columns=0), "columns"),
         (lambda ax: plotting.images(ax, torch.zeros(0, 1, 2, 2), columns=1), "columns"),
