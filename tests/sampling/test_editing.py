@@ -72,8 +72,9 @@ def test_outside_of_the_mask_every_level_has_its_own_noise(sampler, schedule):
     # The marginal of x_t given x₀ is N(signal x₀, sigma²) at each of the states, no level off.
     x0 = X0[:1].expand(600, -1, -1, -1)
     times = [29, 20, 8, 2] if schedule is FEW else [1.0, 0.6, 0.3, 0.1]
-    more = {"variance": "beta_tilde"} if sampler is ancestral else {}
-    states = inpaint(sampler, wild, schedule, x0, MASK, times=times, generator=seeded(), **more)
+    more = {"parameterisation": "v", "generator": seeded()}  # "eps" says nothing without signal
+    more |= {"variance": "beta_tilde"} if sampler is ancestral else {}
+    states = inpaint(sampler, wild, schedule, x0, MASK, times=times, **more)
     count = 0
     for state in list(states)[:-1]:
         kind = None if schedule is FEW else torch.float64
