@@ -157,7 +157,23 @@ def test_a_student_starts_as_its_teacher_and_learns_where_the_flow_ends():
     assert teacher.factor == 1
 
 
-def test_a_seed_fixes_a_row_but_for_its_seconds_and_speed():
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_student_is_asked_at_pure_noise_in_the_share_of_rows_that_it_is_told(share, monkeypatch):
+    asked, real = [], flow.velocity_error
+
+    def spied(recipe, net, x0, t, eps, label):
+        asked.append(t)
+        return real(recipe, net, x0, t, eps, label)
+
+    monkeypatch.setattr(flow, "velocity_error", spied)
+    student = flow.Student(pairs=8, questions=1, batch=500, steps=2, at_noise=share)
+    flow.taught(student, TINY, Knows(), 0)
+    assert (torch.cat(asked) == 1).double().mean().item() == pytest.approx(share, abs=0.05)
+
+
+def test_a_seed_fixes_a_row_but_for_its_seconds_and_speed(monkeypatch):
+    ways = {"teacher 2": flow.Way(2), "student 1": flow.Way(1, by_student=True)}
+    monkeypatch.setattr(flow, "STEPS", ways)
     rows = []
     for seed in (1, 1, 2):
         row = flow.play("student", TINY, seed)
