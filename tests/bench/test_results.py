@@ -11,7 +11,7 @@ from aigc_lib.ops.registry import NAMES
 from bench import __main__ as command
 from bench import race, report
 
-COMPARISONS = ("-language", "-dcgan", "-diffusion", "-scenes")  # of a form of their own
+COMPARISONS = ("-language", "-dcgan", "-diffusion", "-flow", "-scenes")  # of a form of their own
 FILES = sorted(
     path for path in report.RESULTS.glob("*") if not any(name in path.name for name in COMPARISONS)
 )

@@ -21,7 +21,8 @@ def page(root: Path) -> str:
     lines = [HEAD]
     for name, result in results.items():
         table = _language if "recipes" in result else _dcgan if "arms" in result else _race
-        table = _diffusion if "-diffusion" in name else _scenes if "-scenes" in name else table
+        own = {"-diffusion": _diffusion, "-flow": _flow, "-scenes": _scenes}
+        table = next((other for word, other in own.items() if word in name), table)
         lines += table(name, result)
     return "\n".join([*lines, "## What was not measured", "", *_gaps(results)]) + "\n"
 
@@ -152,6 +153,30 @@ def _diffusion(name: str, result: dict) -> list[str]:
         columns += tuple([one[key] for one in drawn] for key in ("label", "frechet"))
         cells = [f"{statistics.mean(values):.3g}" for values in columns] if rows else ["—"] * 4
         lines.append(_cells(arm, change, *cells))
+    return [*lines, ""]
+
+
+def _flow(name: str, result: dict) -> list[str]:
+    lines = [
+        *_head("Flows of few steps", name, result),
+        f"- **Command:** `{result['command']}`: chapter 42's nets, trained for about a minute on "
+        f"one thread, from {len(result['seeds'])} seeds.",
+        "",
+        "Of 1000 samples: the share that the judge recognises, relative to fresh real images, the "
+        "share that shows its label, the Fréchet distance to real images, and how many are drawn a "
+        "second; means over seeds.",
+        "",
+        "| arm | drawn by | recognised | label | Fréchet | a second |",
+        "|:--|:--|--:|--:|--:|--:|",
+    ]
+    for arm in result["arms"]:
+        way = "student 1" if arm == "student" else "Euler 10"
+        rows = [row["samples"] for row in result["rows"] if row["arm"] == arm]
+        keys = ("label", "frechet", "images_per_second")
+        columns = [[row[way][key] for row in rows] for key in keys]
+        columns.insert(0, [row[way]["recognised"] / row["real"]["recognised"] for row in rows])
+        cells = [f"{statistics.mean(values):.3g}" for values in columns] if rows else ["—"] * 4
+        lines.append(_cells(arm, "one step" if arm == "student" else "ten Euler steps", *cells))
     return [*lines, ""]
 
 
