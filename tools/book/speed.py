@@ -175,7 +175,10 @@ def _flow(name: str, result: dict) -> list[str]:
         keys = ("label", "frechet", "images_per_second")
         columns = [[row[way][key] for row in rows] for key in keys]
         columns.insert(0, [row[way]["recognised"] / row["real"]["recognised"] for row in rows])
-        cells = [f"{statistics.mean(values):.3g}" for values in columns] if rows else ["—"] * 4
+        cells = ["—"] * 4
+        if rows:
+            *shares, speed = map(statistics.mean, columns)
+            cells = [*(f"{share:.3g}" for share in shares), f"{speed:.0f}"]
         lines.append(_cells(arm, "one step" if arm == "student" else "ten Euler steps", *cells))
     return [*lines, ""]
 
